@@ -1,0 +1,127 @@
+"""The audit log: rows from events, and rows without one (refusals, reads by admins, operators' acts)."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+import uuid_utils.compat as uuid_utils
+from pydantic import JsonValue
+
+from adapters.cursors import make_cursor, not_a_cursor, read_cursor
+from adapters.event_log import Trail
+from adapters.personal_data import PersonalData
+from adapters.postgres import Connection
+from contracts.admin import AuditEntry, ListAuditLogs
+from contracts.wire import Pagination
+
+COUNTED_MAX = 10_000
+"""Rows counted for a total; above it the total is an estimate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One act. `personal` is the part of the details that is encrypted under the user's key."""
+
+    action: str
+    success: bool
+    at: datetime
+    user_id: UUID | None = None
+    resource: str = "user"
+    resource_id: str | None = None
+    details: dict[str, JsonValue] = field(default_factory=dict)
+    personal: dict[str, JsonValue] = field(default_factory=dict)
+    event_id: UUID | None = None
+
+
+_ADD = """
+INSERT INTO audit_logs (id, event_id, user_id, actor_id, action, resource, resource_id, details, personal, ip_address,
+    user_agent, success, request_id, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT (event_id) DO NOTHING"""
+
+
+async def add_audit_row(connection: Connection, personal: PersonalData, trail: Trail, row: AuditRow) -> None:
+    """Write a row in the caller's transaction; one from an event is written once, however often it is delivered.
+
+    Personal parts of an erased user are left out: there is no key to keep them under.
+    """
+    id = uuid_utils.uuid7()
+    wrapped = await personal.key_of(connection, row.user_id)
+
+    def sealed(value: object, column: str) -> str | None:
+        if value in (None, {}) or wrapped is None:
+            return None
+        return personal.seal(wrapped, row.user_id, value, place=f"audit_logs.{column}:{id}")
+
+    await connection.execute(
+        _ADD, id, row.event_id, row.user_id, trail.actor_id, row.action, row.resource, row.resource_id, row.details,
+        sealed(row.personal, "personal"), sealed(trail.ip, "ip_address"), sealed(trail.user_agent, "user_agent"),
+        row.success, trail.request_id, row.at,
+    )  # fmt: skip
+
+
+_MATCHING = """
+FROM audit_logs a LEFT JOIN user_keys k ON k.user_id = coalesce(a.user_id, '00000000-0000-0000-0000-000000000000')
+WHERE ($1::uuid IS NULL OR a.user_id = $1) AND ($2::text IS NULL OR a.action = $2)
+  AND ($3::boolean IS NULL OR a.success = $3)
+  AND ($4::timestamptz IS NULL OR a.created_at >= $4) AND ($5::timestamptz IS NULL OR a.created_at < $5)"""
+_LIST = f"""
+SELECT a.*, k.wrapped {_MATCHING}
+  AND ($6::timestamptz IS NULL OR (a.created_at, a.position) < ($6, $7::bigint))
+ORDER BY a.created_at DESC, a.position DESC OFFSET $8 LIMIT $9"""  # noqa: S608 - constants alone
+_COUNT = f"SELECT count(*) FROM (SELECT 1 {_MATCHING} LIMIT $6) AS counted"  # noqa: S608
+
+
+async def list_audit_rows(
+    connection: Connection, personal: PersonalData, query: ListAuditLogs
+) -> tuple[list[AuditEntry], Pagination]:
+    """A page of the log, newest first, by page number or by the cursor of the page before."""
+    filters = (query.user_id, query.action, query.success, query.from_, query.to)
+    after_at, after_position = _after(query.cursor)
+    page = query.page or 1
+    offset = 0 if query.cursor else (page - 1) * query.limit
+    rows = await connection.fetch(_LIST, *filters, after_at, after_position, offset, query.limit + 1)
+    counted = await connection.fetchval(_COUNT, *filters, COUNTED_MAX + 1)
+    shown = rows[: query.limit]
+    more = len(rows) > query.limit
+    return [_entry(row, personal) for row in shown], Pagination(
+        page=None if query.cursor else page,
+        limit=query.limit,
+        total=counted,
+        total_is_estimate=counted > COUNTED_MAX,
+        total_pages=-(-counted // query.limit),
+        has_next=more,
+        has_prev=bool(query.cursor) or page > 1,
+        next_cursor=make_cursor(shown[-1]["created_at"].isoformat(), shown[-1]["position"]) if more else None,
+    )
+
+
+def _entry(row: asyncpg.Record, personal: PersonalData) -> AuditEntry:
+    def opened(column: str) -> object:
+        place = f"audit_logs.{column}:{row['id']}"
+        return personal.open(row["wrapped"], row["user_id"], row[column], place=place)
+
+    hidden = opened("personal")
+    return AuditEntry.model_validate(
+        {
+            **{name: row[name] for name in _PLAIN},
+            "details": row["details"] | (hidden if isinstance(hidden, dict) else {}),
+            "ip_address": opened("ip_address"),
+            "user_agent": opened("user_agent"),
+        }
+    )
+
+
+_PLAIN = (
+    "id", "user_id", "actor_id", "action", "resource", "resource_id", "success", "request_id", "event_id", "created_at",
+)  # fmt: skip
+
+
+def _after(cursor: str | None) -> tuple[datetime | None, int | None]:
+    if cursor is None:
+        return None, None
+    at, position = read_cursor(cursor, parts=2)
+    try:
+        return datetime.fromisoformat(at), int(position)
+    except ValueError as error:
+        raise not_a_cursor() from error

@@ -1,0 +1,173 @@
+"""Two levels of cache that are correct first: L1 in the process, L2 in Redis, the database behind both.
+
+An entry carries the version of its row. Dropping leaves a floor behind, the version that made the drop: a slow reader
+that loaded an older row before cannot put it back. Who a caller is (`Standing`) is held in L1 alone.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from adapters.bounded import BoundedDict
+from adapters.redis import Redis, RedisAway
+from adapters.users import Account
+from contracts.users import Profile, User
+
+Value = TypeVar("Value")
+
+L1_SECONDS = 60.0
+USER_SECONDS = 3600
+PROFILE_SECONDS = 1800
+_L1_MAX = 20_000
+_GENERATION = "cache:generation"
+
+# Put an entry unless a newer version (an entry, or the floor that a drop left) stands there already.
+_PUT = """
+local version, generation = tonumber(ARGV[1]), ARGV[2]
+if (redis.call('GET', KEYS[1]) or '0') ~= generation then return {} end
+for i = 2, #KEYS do
+  local there = redis.call('GET', KEYS[i])
+  local known, body = 0, ''
+  if there then known, body = string.match(there, '^%d+:(%d+):(.*)$') end
+  known = tonumber(known)
+  if version > known or (version == known and #body == 0) then
+    redis.call('SET', KEYS[i], generation .. ':' .. version .. ':' .. ARGV[2 * i], 'EX', ARGV[2 * i - 1])
+  end
+end
+return {}
+"""
+
+
+class LocalCache(Generic[Value]):
+    """L1: bounded, at most a minute old, and untrusted while the process may be missing invalidations."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: BoundedDict[object, tuple[float, int, Value]] = BoundedDict(_L1_MAX)
+        self._keys_of: BoundedDict[UUID, set[object]] = BoundedDict(_L1_MAX)
+        self._floors: BoundedDict[UUID, int] = BoundedDict(_L1_MAX)
+        self.is_trusted = False
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: object) -> Value | None:
+        entry = self._entries.get(key) if self.is_trusted else None
+        if entry is None or entry[0] < self._clock():
+            self.misses += 1
+            return None
+        self.hits += 1
+        return entry[2]
+
+    def put(self, key: object, user_id: UUID, version: int, value: Value) -> None:
+        """Keep a value that was read at this version of its user, unless a newer one is known of."""
+        if not self.is_trusted or version < self._floors.get(user_id, 0):
+            return
+        self._entries[key] = (self._clock() + L1_SECONDS, version, value)
+        self._keys_of.setdefault(user_id, set()).add(key)
+
+    def drop(self, user_id: UUID, version: int) -> None:
+        """Forget what was read of a user before this version."""
+        self._floors[user_id] = max(version, self._floors.get(user_id, 0))
+        for key in self._keys_of.pop(user_id, ()):
+            self._entries.pop(key, None)
+
+    def floor_of(self, user_id: UUID) -> int:
+        """The least version of a user that may still be shown."""
+        return self._floors.get(user_id, 0)
+
+    def clear(self) -> None:
+        """Forget everything: invalidations may have been missed."""
+        self._entries.clear()
+        self._keys_of.clear()
+
+
+class SharedCache:
+    """L2: users and profiles as replies show them, in Redis. While Redis is away everything is a miss."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self.hits = 0
+        self.misses = 0
+
+    async def get(self, user_id: UUID) -> tuple[Account | None, str]:
+        """The account, if both parts stand there at one version, and the generation to put it back under."""
+        try:
+            generation, user, profile = await self._redis.get_many(_keys(user_id))
+        except RedisAway:
+            self.misses += 1
+            return None, ""
+        current = (generation or b"0").decode()
+        account = _account(current, user, profile)
+        if account is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return account, current
+
+    async def put(self, account: Account, generation: str) -> None:
+        if generation:
+            bodies = (account.user.model_dump_json(by_alias=True), account.profile.model_dump_json(by_alias=True))
+            await self._write(account.user.id, account.user.version, generation, bodies)
+
+    async def drop(self, user_id: UUID, version: int) -> bool:
+        """Leave the version as a floor; False while Redis is away."""
+        try:
+            generation, *_ = await self._redis.get_many(_keys(user_id))
+        except RedisAway:
+            return False
+        return await self._write(user_id, version, (generation or b"0").decode(), ("", ""))
+
+    async def _write(self, user_id: UUID, version: int, generation: str, bodies: tuple[str, str]) -> bool:
+        args: list[str | int | float] = [version, generation, USER_SECONDS, bodies[0], PROFILE_SECONDS, bodies[1]]
+        try:
+            await self._redis.run(_PUT, _keys(user_id), args)
+        except RedisAway:
+            return False
+        return True
+
+    async def forget_all(self) -> bool:
+        """Raise the generation: no entry written before can be read any more."""
+        try:
+            await self._redis.increment(_GENERATION)
+        except RedisAway:
+            return False
+        return True
+
+
+def _keys(user_id: UUID) -> list[str]:
+    return [_GENERATION, f"user:{user_id}", f"profile:{user_id}"]
+
+
+def _account(generation: str, user: bytes | None, profile: bytes | None) -> Account | None:
+    if user is None or profile is None:
+        return None
+    user_generation, user_version, user_body = user.split(b":", 2)
+    profile_generation, profile_version, profile_body = profile.split(b":", 2)
+    same = user_version == profile_version and {user_generation, profile_generation} == {generation.encode()}
+    if not same or not user_body or not profile_body:
+        return None
+    return Account(User.model_validate_json(user_body), Profile.model_validate_json(profile_body))
+
+
+class AccountCache:
+    """Accounts through L1 and L2 to the database; straight from there while invalidations may be missed."""
+
+    def __init__(self, local: LocalCache[Account], shared: SharedCache) -> None:
+        self.local = local
+        self.shared = shared
+
+    async def get(self, user_id: UUID, load: Callable[[UUID], Awaitable[Account | None]]) -> Account | None:
+        account = self.local.get(user_id)
+        if account is not None:
+            return account
+        if not self.local.is_trusted:
+            return await load(user_id)
+        account, generation = await self.shared.get(user_id)
+        if account is None or account.user.version < self.local.floor_of(user_id):
+            account = await load(user_id)
+            if account is None:
+                return None
+            await self.shared.put(account, generation)
+        self.local.put(user_id, user_id, account.user.version, account)
+        return account

@@ -1,0 +1,26 @@
+"""Cursors: where a page ended, opaque to the caller. They name a row's place, so rows that come in shift nothing."""
+
+import base64
+import json
+
+from domain.refusals import Fault, InvalidInput
+
+
+def make_cursor(*place: object) -> str:
+    """A cursor from the values that order the list, as text."""
+    return base64.urlsafe_b64encode(json.dumps([str(part) for part in place]).encode()).decode()
+
+
+def read_cursor(cursor: str, *, parts: int) -> list[str]:
+    """The values back; raises `InvalidInput` for what is no cursor of such a list."""
+    try:
+        place = json.loads(base64.urlsafe_b64decode(cursor))
+    except ValueError as error:
+        raise not_a_cursor() from error
+    if not isinstance(place, list) or len(place) != parts or not all(isinstance(part, str) for part in place):
+        raise not_a_cursor()
+    return place
+
+
+def not_a_cursor() -> InvalidInput:
+    return InvalidInput([Fault("cursor", "not_a_cursor", "Use the nextCursor of an earlier page of the same list.")])

@@ -1,0 +1,163 @@
+"""The event store and its outbox: appended in the transaction that changes the rows, read by the relay and the groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+import uuid_utils.compat as uuid_utils
+from pydantic import JsonValue, TypeAdapter
+
+from adapters.personal_data import PersonalData
+from adapters.postgres import Connection
+from contracts.events import EVENTS, Event, Metadata, personal_fields
+from domain.events import DomainEvent
+
+_PERSONAL = {name: personal_fields(model) for name, model in EVENTS.items()}
+_OBJECT = TypeAdapter(dict[str, JsonValue])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trail:
+    """Where a change came from: goes into every event and audit row of its request."""
+
+    request_id: str
+    actor_id: UUID | None = None
+    session_id: UUID | None = None
+    locale: str = "en"
+    traceparent: str | None = None
+    ip: str | None = None
+    user_agent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as it stands in the store, its personal part opened (or null, once its user is erased)."""
+
+    event: Event
+    position: int
+    traceparent: str | None
+    ip: str | None
+    user_agent: str | None
+
+    @property
+    def body(self) -> bytes:
+        """What goes out on the stream, byte for byte the same each time."""
+        return self.event.model_dump_json(by_alias=True, exclude_none=False, exclude=_without_erased(self.event)).encode()
+
+
+def _without_erased(event: Event) -> set[str] | None:
+    return {"erased"} if event.erased is None else None
+
+
+_APPEND = """
+WITH appended AS (
+    INSERT INTO events (aggregate_id, occurred_at, metadata, traceparent, id, version, type, data, personal)
+    SELECT $1, $2, $3, $4, row.*
+    FROM unnest($5::uuid[], $6::integer[], $7::text[], $8::jsonb[], $9::text[]) AS row (id, version, type, data, personal)
+    ORDER BY 6
+    RETURNING position, version
+)
+INSERT INTO outbox (position, user_id, version) SELECT position, $1, version FROM appended
+"""
+
+
+class EventLog:
+    """Appends inside a transaction; one statement for all events of a save."""
+
+    def __init__(self, connection: Connection, personal: PersonalData, trail: Trail) -> None:
+        self._connection = connection
+        self._personal = personal
+        self._trail = trail
+
+    async def append(
+        self, user_id: UUID, events: Sequence[DomainEvent], *, first_version: int, wrapped_key: str, at: datetime
+    ) -> None:
+        """Append a user's events; the first gets `first_version`, the user's row lock is held."""
+        ids = [uuid_utils.uuid7() for _ in events]
+        split = [self._split(event, id, wrapped_key) for event, id in zip(events, ids, strict=True)]
+        trail = self._trail
+        metadata = Metadata(
+            request_id=trail.request_id, actor_id=trail.actor_id, session_id=trail.session_id, locale=trail.locale
+        )
+        await self._connection.execute(
+            _APPEND,
+            user_id,
+            at,
+            metadata.model_dump(mode="json", by_alias=True),
+            trail.traceparent,
+            ids,
+            list(range(first_version, first_version + len(events))),
+            [type(event).__name__ for event in events],
+            [data for data, _ in split],
+            [personal for _, personal in split],
+        )
+
+    def _split(self, event: DomainEvent, id: UUID, wrapped_key: str) -> tuple[dict[str, JsonValue], str]:
+        """What may stand in plain, and the rest under the user's key, with where the request came from."""
+        name = type(event).__name__
+        model = EVENTS[name].model_validate(event, from_attributes=True)
+        data = model.model_dump(mode="json", by_alias=True)
+        hidden = {field: data.pop(field) for field in _PERSONAL[name]}
+        personal = {"data": hidden, "ip": self._trail.ip, "userAgent": self._trail.user_agent}
+        return data, self._personal.seal(wrapped_key, event.user_id, personal, place=_place(id))
+
+
+_COLUMNS = """e.position, e.id, e.aggregate_id, e.version, e.type, e.occurred_at, e.data, e.personal, e.metadata,
+    e.traceparent, k.wrapped FROM events e LEFT JOIN user_keys k ON k.user_id = e.aggregate_id"""
+_GET = f"SELECT {_COLUMNS} WHERE e.id = $1"  # noqa: S608 - constants alone
+_UNSENT = f"""
+SELECT {_COLUMNS} JOIN outbox o ON o.position = e.position
+WHERE o.user_id = ANY($1) ORDER BY e.aggregate_id, e.version LIMIT $2"""  # noqa: S608
+
+
+async def event_by_id(connection: Connection, personal: PersonalData, event_id: UUID) -> StoredEvent | None:
+    row = await connection.fetchrow(_GET, event_id)
+    return None if row is None else _stored(row, personal)
+
+
+async def unsent_events(
+    connection: Connection, personal: PersonalData, user_ids: Sequence[UUID], *, events_max: int
+) -> list[StoredEvent]:
+    """What waits in the outbox for these users, each user's events by version."""
+    return [_stored(row, personal) for row in await connection.fetch(_UNSENT, user_ids, events_max)]
+
+
+def _stored(row: asyncpg.Record, personal: PersonalData) -> StoredEvent:
+    user_id = row["aggregate_id"]
+    opened = personal.open(row["wrapped"], user_id, row["personal"], place=_place(row["id"]))
+    hidden = opened if isinstance(opened, dict) else {}
+    erased = row["personal"] is not None and row["wrapped"] is None
+    data: dict[str, JsonValue] = dict.fromkeys(sorted(_PERSONAL.get(row["type"], ()))) | hidden.get("data", {})
+    event = Event(
+        id=row["id"],
+        type=row["type"],
+        aggregate_id=user_id,
+        version=row["version"],
+        timestamp=row["occurred_at"],
+        data=row["data"] | data,
+        metadata=Metadata.model_validate(row["metadata"]),
+        erased=True if erased else None,
+    )
+    return StoredEvent(event, row["position"], row["traceparent"], hidden.get("ip"), hidden.get("userAgent"))
+
+
+def is_same(stored: StoredEvent, subject_user: str, subject_type: str, body: bytes) -> bool:
+    """Is a delivered message the event it claims to be? Only a message that relay or replay published is."""
+    event = stored.event
+    if (subject_type, subject_user) != (event.type, str(event.aggregate_id)):
+        return False
+    try:
+        said, known = _OBJECT.validate_json(body), _OBJECT.validate_json(stored.body)
+    except ValueError:
+        return False
+    if event.erased:  # the message may be older than the erasure; what it still says is not used
+        for part in (said, known):
+            part.pop("data", None)
+            part.pop("erased", None)
+    return said == known
+
+
+def _place(event_id: UUID) -> str:
+    return f"events.personal:{event_id}"

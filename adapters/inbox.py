@@ -1,0 +1,117 @@
+"""What each group has done with each event: done once, tried so often, or dead."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+import uuid_utils.compat as uuid_utils
+
+from adapters.postgres import Connection
+
+MESSAGE_CHARS_MAX = 500
+TRACE_CHARS_MAX = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A delivery that failed for good: exact bytes and headers, and every attempt's error."""
+
+    id: UUID
+    group: str
+    event_id: UUID
+    n: int
+    user_id: UUID | None
+    event_type: str
+    reason: str
+    error: str
+    message: str
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+    deliveries: int
+    stream_sequence: int
+    created_at: datetime
+
+
+async def is_done(connection: Connection, group: str, event_id: UUID) -> bool:
+    found = await connection.fetchval(
+        "SELECT true FROM inbox WHERE group_name = $1 AND event_id = $2", group, event_id
+    )
+    return bool(found)
+
+
+async def mark_done(connection: Connection, group: str, event_id: UUID, outcome: str) -> bool:
+    """Record an outcome, in the transaction of the effect where it has one; False when it was there before."""
+    added = await connection.fetchval(
+        "INSERT INTO inbox (group_name, event_id, outcome) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true",
+        group, event_id, outcome,
+    )  # fmt: skip
+    return bool(added)
+
+
+async def record_attempt(
+    connection: Connection, group: str, event_id: UUID, attempt: int, error: str, message: str, trace: str
+) -> None:
+    await connection.execute(
+        "INSERT INTO delivery_attempts (group_name, event_id, attempt, error, message, trace) "
+        "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (group_name, event_id, attempt) DO UPDATE "
+        "SET error = excluded.error, message = excluded.message, trace = excluded.trace, at = excluded.at",
+        group, event_id, attempt, error, message[:MESSAGE_CHARS_MAX], trace[-TRACE_CHARS_MAX:],
+    )  # fmt: skip
+
+
+_ADD_LETTER = """
+INSERT INTO dead_letters (id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body,
+    headers, attempts, deliveries, stream_sequence)
+SELECT $1, $2, $3, 1 + (SELECT count(*) FROM dead_letters WHERE group_name = $2 AND event_id = $3), $4, $5, $6, $7, $8,
+    $9, $10, $11, coalesce((SELECT jsonb_agg(jsonb_build_object('attempt', attempt, 'error', error, 'message', message,
+        'trace', trace, 'at', at) ORDER BY attempt) FROM delivery_attempts WHERE group_name = $2 AND event_id = $3), '[]'),
+    $12, $13
+ON CONFLICT DO NOTHING"""
+
+
+async def add_letter(
+    connection: Connection, *, group: str, event_id: UUID, user_id: UUID | None, event_type: str, reason: str,
+    error: str, message: str, subject: str, body: bytes, headers: dict[str, str], deliveries: int, stream_sequence: int,
+) -> None:  # fmt: skip
+    """Write the letter of a delivery, once: the same delivery handed out again adds none."""
+    await connection.execute(
+        _ADD_LETTER, uuid_utils.uuid7(), group, event_id, user_id, event_type, reason, error,
+        message[:MESSAGE_CHARS_MAX], subject, body, headers, deliveries, stream_sequence,
+    )  # fmt: skip
+
+
+_UNANNOUNCED = """
+SELECT id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body, headers, deliveries,
+    stream_sequence, created_at
+FROM dead_letters WHERE announced_at IS NULL ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED"""
+
+
+async def unannounced_letters(connection: Connection, letters_max: int) -> list[Letter]:
+    """Letters that no listener has been told of, locked against other announcers."""
+    return [_letter(row) for row in await connection.fetch(_UNANNOUNCED, letters_max)]
+
+
+async def mark_announced(connection: Connection, letter_ids: list[UUID]) -> None:
+    await connection.execute("UPDATE dead_letters SET announced_at = now() WHERE id = ANY($1)", letter_ids)
+
+
+def _letter(row: asyncpg.Record) -> Letter:
+    return Letter(
+        id=row["id"],
+        group=row["group_name"],
+        event_id=row["event_id"],
+        n=row["n"],
+        user_id=row["user_id"],
+        event_type=row["event_type"],
+        reason=row["reason"],
+        error=row["error"],
+        message=row["message"],
+        subject=row["subject"],
+        body=row["body"],
+        headers=row["headers"],
+        deliveries=row["deliveries"],
+        stream_sequence=row["stream_sequence"],
+        created_at=row["created_at"],
+    )

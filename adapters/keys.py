@@ -1,0 +1,142 @@
+"""Key rings: one for each purpose, every ciphertext, MAC and signature names its key (`v1.<kid>.…`)."""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+Purpose = Literal["access", "refresh", "idempotency", "personal", "two-factor", "seal"]
+SYMMETRIC: tuple[Purpose, ...] = ("refresh", "idempotency", "personal", "two-factor")
+ASYMMETRIC: tuple[Purpose, ...] = ("access", "seal")
+_VERSION = "v1"
+
+
+class BadKeys(Exception):
+    """The key file cannot be used; the message says why and never quotes it."""
+
+
+class CannotOpen(Exception):
+    """A ciphertext is altered, of another place, or of a key that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """The keys of one purpose; `current` signs and seals, all of them open and verify."""
+
+    current: str
+    keys: Mapping[str, bytes]
+
+    @property
+    def key(self) -> bytes:
+        return self.keys[self.current]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Keys:
+    """All key rings of the program. Its repr says nothing."""
+
+    rings: Mapping[str, Ring]
+
+    def __repr__(self) -> str:
+        return "Keys(***)"
+
+    def ring(self, purpose: Purpose) -> Ring:
+        return self.rings[purpose]
+
+    def seal(self, purpose: Purpose, plain: bytes, *, place: str) -> str:
+        """Encrypt (AES-256-GCM) so that only the same `place` (table, column, owner) can open it."""
+        ring = self.ring(purpose)
+        return f"{_VERSION}.{ring.current}.{encrypt(ring.key, plain, place)}"
+
+    def open(self, purpose: Purpose, sealed: str, *, place: str) -> bytes:
+        version, _, rest = sealed.partition(".")
+        kid, _, body = rest.partition(".")
+        key = self.ring(purpose).keys.get(kid)
+        if version != _VERSION or key is None:
+            raise CannotOpen(f"no key {kid[:16]!r} for {purpose}")
+        return decrypt(key, body, place)
+
+    def mac(self, purpose: Purpose, *parts: bytes) -> bytes:
+        """HMAC-SHA-256 over length-prefixed parts under the current key."""
+        digest = hmac.new(self.ring(purpose).key, digestmod=hashlib.sha256)
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.digest()
+
+    def signing_key(self, purpose: Purpose, kid: str) -> Ed25519PrivateKey | None:
+        seed = self.ring(purpose).keys.get(kid)
+        return None if seed is None else Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def encrypt(key: bytes, plain: bytes, place: str) -> str:
+    nonce = os.urandom(12)
+    return b64(nonce + AESGCM(key).encrypt(nonce, plain, place.encode()))
+
+
+def decrypt(key: bytes, body: str, place: str) -> bytes:
+    try:
+        raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        return AESGCM(key).decrypt(raw[:12], raw[12:], place.encode())
+    except (InvalidTag, ValueError) as error:
+        raise CannotOpen(f"a ciphertext of {place.split(':', maxsplit=1)[0]} does not open") from error
+
+
+def derive(secret: bytes, purpose: str) -> bytes:
+    """A key of 256 bits from a secret that has at least as many (HKDF, RFC 5869)."""
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=purpose.encode()).derive(secret)
+
+
+def public_bytes(private: Ed25519PrivateKey) -> bytes:
+    return private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+def b64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def new_keys() -> dict[str, dict[str, object]]:
+    """Fresh rings of one random key each, in the form of the key file."""
+    return {purpose: _new_ring() for purpose in (*ASYMMETRIC, *SYMMETRIC)}
+
+
+def _new_ring() -> dict[str, object]:
+    kid = secrets.token_hex(4)
+    return {"current": kid, "keys": {kid: b64(os.urandom(32))}}
+
+
+def write_keys(path: Path) -> None:
+    """Make a key file, readable by its owner alone; refuses to touch one that is there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(new_keys(), file, indent=2)
+
+
+def read_keys(path: Path) -> Keys:
+    try:
+        if path.stat().st_mode & 0o007:
+            raise BadKeys(f"{path} is open to every user of this machine; chmod 600 it")
+        raw = json.loads(path.read_text())
+        rings: dict[str, Ring] = {p: _read_ring(p, raw) for p in (*ASYMMETRIC, *SYMMETRIC)}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadKeys(f"{path} is no key file ({type(error).__name__}); make one with `user-service keys init`") from None
+    return Keys(rings)
+
+
+def _read_ring(purpose: str, raw: dict[str, dict[str, dict[str, str]]]) -> Ring:
+    keys = {kid: base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for kid, text in raw[purpose]["keys"].items()}
+    current = str(raw[purpose]["current"])
+    if current not in keys or any(len(key) != 32 for key in keys.values()):
+        raise BadKeys(f"key ring {purpose}: every key has 32 bytes, and `current` names one of them")
+    return Ring(current, keys)

@@ -1,0 +1,73 @@
+"""Mail links: a row for each, good once; its random tokens are kept as hashes."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from adapters.postgres import Connection
+
+OPEN_MAX = 3
+"""How many links of one purpose a user may have open; the oldest gives way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link as it stands: whose, what for, to which address."""
+
+    id: UUID
+    user_id: UUID
+    purpose: str
+    address: str
+    expires_at: datetime
+    used_at: datetime | None
+
+    def is_open(self, at: datetime) -> bool:
+        return self.used_at is None and at < self.expires_at
+
+
+_GIVE_WAY = """
+UPDATE links SET used_at = $3 WHERE id IN (
+    SELECT id FROM links WHERE user_id = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
+    ORDER BY created_at DESC, id DESC OFFSET $4)"""
+_COLUMNS = "l.id, l.user_id, l.purpose, l.address, l.expires_at, l.used_at"
+
+
+class Links:
+    """Links inside a transaction; the user's row lock is held by whoever opens or uses one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def open(self, link: Link, *, at: datetime) -> None:
+        await self._connection.execute(_GIVE_WAY, link.user_id, link.purpose, at, OPEN_MAX - 1)
+        await self._connection.execute(
+            "INSERT INTO links (id, user_id, purpose, address, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
+            link.id, link.user_id, link.purpose, link.address, at, link.expires_at,
+        )  # fmt: skip
+
+    async def use(self, link_id: UUID, *, at: datetime) -> bool:
+        """Use a link up; False when somebody did so first, or its time is past."""
+        used = await self._connection.fetchval(
+            "UPDATE links SET used_at = $2 WHERE id = $1 AND used_at IS NULL AND expires_at > $2 RETURNING true",
+            link_id, at,
+        )  # fmt: skip
+        return bool(used)
+
+
+async def link_by_token(connection: Connection, token_hash: bytes, purpose: str) -> Link | None:
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM link_tokens t JOIN links l ON l.id = t.link_id "  # noqa: S608 - a constant
+        "WHERE t.hash = $1 AND l.purpose = $2",
+        token_hash, purpose,
+    )  # fmt: skip
+    return None if row is None else Link(**row)
+
+
+async def link_by_id(connection: Connection, link_id: UUID) -> Link | None:
+    row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM links l WHERE l.id = $1", link_id)  # noqa: S608
+    return None if row is None else Link(**row)
+
+
+async def add_link_token(connection: Connection, link_id: UUID, token_hash: bytes) -> None:
+    """One more token that opens this link: a mail that is sent twice carries two, and both are good."""
+    await connection.execute("INSERT INTO link_tokens (hash, link_id) VALUES ($1, $2)", token_hash, link_id)

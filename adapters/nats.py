@@ -1,0 +1,254 @@
+"""Connections to NATS, streams and durable consumers, and the one way a message leaves this program."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from nats.aio.client import Client as Client
+from nats.errors import ConnectionClosedError, Error, NoServersError, OutboundBufferLimitError
+from nats.js import JetStreamContext as JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import NotFoundError
+
+from adapters.settings import Settings
+from domain.refusals import Unavailable
+
+log = structlog.get_logger()
+
+EVENTS_STREAM = "USER_EVENTS"
+LETTERS_STREAM = "USER_DEAD_LETTERS"
+REPLAYS_STREAM = "USER_REPLAYS"
+INVALIDATE = "users.invalidate"
+INBOX_PREFIX = "_INBOX.worker"
+CONNECT_S = 5
+_DAYS_90 = 90 * 86_400
+_RESERVED_BYTES = 8 * 1024
+ACK_WAIT_S = 60
+FETCHES = {"email": 4, "audit": 32, "cache": 32}
+"""Deliveries a group of this process has in work at once: what it fetches together, so that none waits in a queue."""
+UNACKED_MAX = 2000
+"""Far more than are in work: those that wait out a pause count too, and must not stand in the others' way."""
+SPARE_DELIVERIES = 4
+"""The server gives up this many deliveries after we did: a letter that could not be written gets its chance."""
+
+
+class MessageTooLarge(Exception):
+    """Headers and body together would pass the server's limit, which would cut the connection for good."""
+
+
+class AnsweringClient(Client):
+    """A connection that only ever answers: what it publishes goes to an inbox, and never to one of ours.
+
+    `allow_responses` lets an answer go to whatever subject a request named, past the worker's other permissions: with
+    `$JS.API.STREAM.DELETE.USER_EVENTS` as its reply subject, any gateway could make us delete the stream.
+    """
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Publish an answer; one that was asked for anywhere else is dropped."""
+        if not subject.startswith("_INBOX.") or subject.startswith(f"{INBOX_PREFIX}."):
+            log.error("an answer was asked for outside of the inboxes", subject=subject[:100])
+            return
+        await super().publish(subject, payload, reply, headers)
+
+
+async def connect(
+    settings: Settings, *, name: str, on_closed: Callable[[], Awaitable[None]], client: Client | None = None
+) -> Client:
+    """A connection that comes back by itself for ever; `on_closed` hears when it is gone for good.
+
+    Raises `Unavailable` when no server answers now.
+    """
+    client = client or Client()
+
+    async def on_error(error: Exception) -> None:
+        log.warning("nats error", connection=name, error=type(error).__name__, message=str(error)[:200])
+
+    async def on_disconnected() -> None:
+        log.warning("nats disconnected", connection=name)
+
+    async def on_reconnected() -> None:
+        log.info("nats reconnected", connection=name)
+
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            await client.connect(
+                error_cb=on_error,
+                disconnected_cb=on_disconnected,
+                reconnected_cb=on_reconnected,
+                closed_cb=on_closed,
+                **connection_options(settings, name=name),
+            )
+    except (Error, NoServersError, OSError, TimeoutError) as error:
+        log.warning("nats is not available", error=type(error).__name__)
+        raise Unavailable from error
+    return client
+
+
+def connection_options(settings: Settings, *, name: str) -> dict[str, Any]:
+    """How every connection of this program behaves, ours and FastStream's."""
+    return {
+        "servers": settings.nats_url.get_secret_value(),
+        "name": f"user-service {name}",
+        "inbox_prefix": INBOX_PREFIX,
+        "allow_reconnect": True,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.25,
+        "connect_timeout": 3,
+        "ping_interval": 5,
+        "max_outstanding_pings": 2,
+    }
+
+
+async def settle(client: Client) -> None:
+    """Wait until the server has seen what was written. One `flush` is no barrier: its PING overtakes the buffer."""
+    await client.flush(timeout=5)
+    await client.flush(timeout=5)
+
+
+def require_fits(client: Client, body: bytes, headers: Mapping[str, str]) -> None:
+    """Measure headers and body together; nats-py measures the body alone."""
+    size = len(body) + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items()) + 16
+    if size > client.max_payload - _RESERVED_BYTES:
+        raise MessageTooLarge(f"{size} bytes")
+
+
+async def send(client: Client, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> bool:
+    """Publish now or not at all; False when the link is down. Raises `MessageTooLarge`."""
+    require_fits(client, body, headers or {})
+    if not client.is_connected:
+        return False
+    try:
+        await client.publish(subject, body, headers=dict(headers) if headers else None)
+    except (ConnectionClosedError, OutboundBufferLimitError, Error):
+        return False
+    return True
+
+
+def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
+    """The three streams. `discard=new` stops the relay in sight of the alerts instead of dropping what nobody read."""
+    base = StreamConfig(
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_age=_DAYS_90,
+        duplicate_window=settings.duplicate_window_seconds,
+    )
+    return (
+        replace(base, name=EVENTS_STREAM, subjects=["users.events.>"], max_bytes=settings.stream_bytes_max),
+        replace(base, name=LETTERS_STREAM, subjects=["users.dead-letters.>"]),
+        replace(base, name=REPLAYS_STREAM, subjects=["users.replay.>"], retention=RetentionPolicy.WORK_QUEUE),
+    )
+
+
+def consumer_config(settings: Settings, group: str) -> ConsumerConfig:
+    return ConsumerConfig(
+        durable_name=group,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ACK_WAIT_S,
+        max_deliver=settings.delivery_attempts + SPARE_DELIVERIES,
+        max_ack_pending=UNACKED_MAX,
+        filter_subject="users.events.v1.>",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something on the server is not as this release wants it."""
+
+    what: str
+    wanted: object
+    found: object
+
+
+async def provision(js: JetStreamContext, settings: Settings, groups: tuple[str, ...]) -> None:
+    """Create or update streams and durables, read them back and compare; raises `Unavailable` on a difference.
+
+    FastStream would take any durable of the right name, whatever its figures: so they are made here.
+    """
+    async with asyncio.timeout(20):
+        for config in stream_configs(settings):
+            await _ensure_stream(js, config)
+        for group in groups:
+            await _ensure_consumer(js, consumer_config(settings, group))
+    for difference in await differences(js, settings, groups):
+        log.error("jetstream differs", what=difference.what, wanted=difference.wanted, found=difference.found)
+        raise Unavailable
+
+
+async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
+    assert config.name  # noqa: S101 - ours, a few lines up
+    try:
+        found = (await js.stream_info(config.name)).config
+    except NotFoundError:
+        await js.add_stream(config)
+        return
+    if _stream_differences(config, found):
+        await js.update_stream(config)
+
+
+async def _ensure_consumer(js: JetStreamContext, config: ConsumerConfig) -> None:
+    assert config.durable_name  # noqa: S101 - ours, a few lines up
+    try:
+        found = (await js.consumer_info(EVENTS_STREAM, config.durable_name)).config
+    except NotFoundError:
+        await js.add_consumer(EVENTS_STREAM, config)
+        return
+    if _consumer_differences(config, found):
+        await js.add_consumer(EVENTS_STREAM, replace(config, deliver_policy=found.deliver_policy))
+
+
+async def differences(js: JetStreamContext, settings: Settings, groups: tuple[str, ...]) -> list[Difference]:
+    """Every figure of streams and durables that is not what this release wants."""
+    found: list[Difference] = []
+    for config in stream_configs(settings):
+        try:
+            found += _stream_differences(config, (await js.stream_info(str(config.name))).config)
+        except NotFoundError:
+            found.append(Difference(f"stream {config.name}", "present", "missing"))
+    for group in groups:
+        wanted = consumer_config(settings, group)
+        try:
+            found += _consumer_differences(wanted, (await js.consumer_info(EVENTS_STREAM, group)).config)
+        except NotFoundError:
+            found.append(Difference(f"consumer {group}", "present", "missing"))
+    return found
+
+
+def _stream_differences(wanted: StreamConfig, found: StreamConfig) -> list[Difference]:
+    names = ("subjects", "retention", "discard", "max_age", "max_bytes", "duplicate_window", "storage")
+    return _compare(f"stream {wanted.name}", wanted, found, names)
+
+
+def _consumer_differences(wanted: ConsumerConfig, found: ConsumerConfig) -> list[Difference]:
+    names = ("ack_policy", "ack_wait", "max_deliver", "max_ack_pending", "filter_subject")
+    return _compare(f"consumer {wanted.durable_name}", wanted, found, names)
+
+
+def _compare(what: str, wanted: Any, found: Any, names: tuple[str, ...]) -> list[Difference]:  # noqa: ANN401
+    return [
+        Difference(f"{what}: {name}", getattr(wanted, name), getattr(found, name))
+        for name in names
+        if getattr(wanted, name) is not None and getattr(wanted, name) != getattr(found, name)
+    ]
+
+
+async def last_message(js: JetStreamContext, subject: str) -> tuple[int, str | None]:
+    """Sequence and `Nats-Msg-Id` of the newest event under a subject; (0, None) when there is none."""
+    try:
+        message = await js.get_last_msg(EVENTS_STREAM, subject)
+    except NotFoundError:
+        return 0, None
+    return message.seq or 0, (message.headers or {}).get("Nats-Msg-Id")

@@ -1,0 +1,131 @@
+"""The connection pool: every wait has a deadline, and driver errors become the few that callers can act on."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import structlog
+from asyncpg.pool import PoolConnectionProxy
+
+from adapters.settings import Settings
+from domain.refusals import Overloaded, Stale, Unavailable
+
+log = structlog.get_logger()
+
+Connection = PoolConnectionProxy
+
+_GONE = (
+    OSError,  # includes TimeoutError, which asyncpg raises for a statement that outlived its client's patience
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.DiskFullError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+)
+_RACED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
+
+
+class Database:
+    """A pool of connections as the application's role."""
+
+    def __init__(self, pool: asyncpg.Pool, *, wait_s: float) -> None:
+        self._pool = pool
+        self._wait_s = wait_s
+
+    @classmethod
+    async def connect(cls, settings: Settings, *, name: str = "user-service") -> "Database":
+        """Open the pool; raises `Unavailable` when the server does not answer."""
+        statement_ms = settings.statement_ms_max
+        with translated_errors():
+            pool = await asyncpg.create_pool(
+                settings.database_url.get_secret_value(),
+                min_size=min(settings.pool_min, settings.pool_max),
+                max_size=settings.pool_max,
+                timeout=5,
+                command_timeout=statement_ms / 1000 + 1,
+                max_inactive_connection_lifetime=30,
+                init=_prepare,
+                server_settings={
+                    "application_name": name,
+                    "statement_timeout": str(statement_ms),
+                    "lock_timeout": str(statement_ms),
+                    "idle_in_transaction_session_timeout": "10000",
+                    "transaction_timeout": "30000",
+                    "timezone": "UTC",
+                },
+            )
+        return cls(pool, wait_s=settings.pool_wait_ms / 1000)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection for single statements, held as briefly as the block lasts."""
+        with translated_errors():
+            try:
+                connection = await self._pool.acquire(timeout=self._wait_s)
+            except TimeoutError as error:
+                raise Overloaded() from error
+            try:
+                yield connection
+            finally:
+                await self._pool.release(connection, timeout=5)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A transaction that commits when the block ends well."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def probe(self) -> None:
+        async with self.connection() as connection:
+            await connection.fetchval("SELECT 1", timeout=1)
+
+    @property
+    def in_use(self) -> int:
+        return self._pool.get_size() - self._pool.get_idle_size()
+
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(5):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+
+class translated_errors:  # noqa: N801 - reads as a statement where it is used
+    """Driver errors inside the block leave it as `Unavailable`, `Overloaded` or `Stale`, cause attached."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        match error:
+            case asyncpg.QueryCanceledError() | asyncpg.LockNotAvailableError():
+                raise Overloaded() from error
+            case _ if isinstance(error, _RACED):
+                raise Stale() from error
+            case _ if isinstance(error, _GONE):
+                log.warning("postgres is not available", error=type(error).__name__)
+                raise Unavailable() from error
+            case _:
+                return
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    await connection.set_type_codec("jsonb", encoder=_dumps, decoder=json.loads, schema="pg_catalog")
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def role_of(url: str) -> str:
+    """The user name in a PostgreSQL URL."""
+    found = re.match(r"^\w+://([^:@/]+)", url)
+    return found[1] if found else "user_service"

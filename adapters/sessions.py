@@ -1,0 +1,169 @@
+"""Sessions, their refresh tokens, and known devices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+
+from adapters.postgres import Connection
+from contracts.users import Session as SessionView
+from domain.session import RefreshToken, Session, Standing
+
+_COLUMNS = "id, user_id, remember_me, auth_time, amr, created_at, last_active_at, expires_at, ended_at"
+_OPEN = """
+WITH opened AS (
+    INSERT INTO user_sessions (id, user_id, refresh_token_hash, device_info, ip_address, user_agent, remember_me, amr,
+        auth_time, expires_at, created_at, last_active_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $9, $9) RETURNING id
+)
+INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, $10 FROM opened"""
+_TOKEN = """
+SELECT t.session_id, t.used_at, t.used_by, t.expires_at, t.successor_hash, t.successor_sealed,
+       next.used_at IS NOT NULL AS successor_used
+FROM refresh_tokens t LEFT JOIN refresh_tokens next ON next.hash = t.successor_hash WHERE t.hash = $1"""
+_SPEND = """
+WITH spent AS (
+    UPDATE refresh_tokens SET used_at = $2, used_by = $3, successor_hash = $4, successor_sealed = $5
+    WHERE hash = $1 AND used_at IS NULL RETURNING session_id
+), next AS (
+    INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $4, session_id, $6 FROM spent
+)
+UPDATE user_sessions s SET refresh_token_hash = $4, last_active_at = $2, expires_at = $6
+FROM spent WHERE s.id = spent.session_id"""
+# A successor may be given again only while it is unused; once it is, what was sealed for its predecessor is dropped.
+_FORGET = "UPDATE refresh_tokens SET successor_sealed = NULL WHERE successor_hash = $1"
+_OLDEST_PAST = """
+SELECT id FROM user_sessions WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2
+ORDER BY created_at DESC, id DESC OFFSET $3"""
+_STANDING = """
+SELECT u.id, u.email, u.role, u.status, u.version, s.id AS session_id, s.ended_at IS NOT NULL AS ended, s.expires_at
+FROM users u JOIN user_sessions s ON s.user_id = u.id WHERE u.id = $1 AND s.id = $2"""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A refresh token's row, with the successor it was spent for, sealed under a key derived from the token."""
+
+    token: RefreshToken
+    successor_sealed: str | None
+
+
+class Sessions:
+    """Sessions inside a transaction. Whoever changes one holds its user's row lock."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def open(
+        self, session: Session, *, token_hash: bytes, device_info: dict[str, str], ip: str | None, user_agent: str | None
+    ) -> None:
+        await self._connection.execute(
+            _OPEN, session.id, session.user_id, token_hash, device_info, ip, user_agent, session.remember_me,
+            list(session.amr), session.auth_time, session.expires_at,
+        )  # fmt: skip
+
+    async def get(self, session_id: UUID) -> Session | None:
+        row = await self._connection.fetchrow(
+            f"SELECT {_COLUMNS} FROM user_sessions WHERE id = $1",  # noqa: S608 - a constant
+            session_id,
+        )
+        return None if row is None else _session(row)
+
+    async def token(self, token_hash: bytes) -> Spent | None:
+        row = await self._connection.fetchrow(_TOKEN, token_hash)
+        if row is None:
+            return None
+        successor_used = row["successor_used"] if row["successor_hash"] is not None else None
+        token = RefreshToken(row["session_id"], row["used_at"], row["expires_at"], successor_used, row["used_by"])
+        return Spent(token, row["successor_sealed"])
+
+    async def spend(
+        self, token_hash: bytes, *, used_by: str, successor_hash: bytes, successor_sealed: str, expires_at: datetime,
+        at: datetime,
+    ) -> None:  # fmt: skip
+        """Mark a token used and put its successor in its place."""
+        await self._connection.execute(_FORGET, token_hash)
+        await self._connection.execute(_SPEND, token_hash, at, used_by, successor_hash, successor_sealed, expires_at)
+
+    async def end(self, session_ids: Sequence[UUID], *, reason: str, at: datetime) -> list[UUID]:
+        """End sessions; returns those that were not over before. The one way in which a session ends early."""
+        rows = await self._connection.fetch(
+            "UPDATE user_sessions SET ended_at = $2, end_reason = $3 "
+            "WHERE id = ANY($1) AND ended_at IS NULL RETURNING id",
+            list(session_ids), at, reason,
+        )  # fmt: skip
+        return [row["id"] for row in rows]
+
+    async def past_cap(self, user_id: UUID, *, cap: int, at: datetime) -> list[UUID]:
+        """The oldest live sessions beyond the newest `cap`."""
+        return [row["id"] for row in await self._connection.fetch(_OLDEST_PAST, user_id, at, cap)]
+
+    async def knows_device(self, user_id: UUID, token_hash: bytes, *, at: datetime) -> bool:
+        found = await self._connection.fetchval(
+            "SELECT true FROM device_tokens WHERE hash = $1 AND user_id = $2 AND expires_at > $3", token_hash, user_id, at
+        )
+        return bool(found)
+
+    async def add_device(self, user_id: UUID, token_hash: bytes, *, at: datetime, lifetime: timedelta) -> None:
+        await self._connection.execute(
+            "INSERT INTO device_tokens (hash, user_id, created_at, expires_at) VALUES ($1, $2, $3, $4)",
+            token_hash, user_id, at, at + lifetime,
+        )  # fmt: skip
+
+
+def _session(row: asyncpg.Record) -> Session:
+    return Session(
+        id=row["id"],
+        user_id=row["user_id"],
+        remember_me=row["remember_me"],
+        auth_time=row["auth_time"],
+        amr=tuple(row["amr"]),
+        created_at=row["created_at"],
+        last_active_at=row["last_active_at"],
+        expires_at=row["expires_at"],
+        ended_at=row["ended_at"],
+    )
+
+
+async def standing_of(connection: Connection, user_id: UUID, session_id: UUID) -> Standing | None:
+    """Who the bearer of a token is now: one indexed read of both rows."""
+    row = await connection.fetchrow(_STANDING, user_id, session_id)
+    if row is None:
+        return None
+    return Standing(
+        user_id=row["id"],
+        session_id=row["session_id"],
+        email=row["email"],
+        role=row["role"],
+        status=row["status"],
+        version=row["version"],
+        session_ended=row["ended"],
+        expires_at=row["expires_at"],
+    )
+
+
+async def sessions_of(connection: Connection, user_id: UUID, *, at: datetime, sessions_max: int) -> list[SessionView]:
+    """A user's live sessions, newest first."""
+    rows = await connection.fetch(
+        "SELECT id, device_info, ip_address, user_agent, created_at, last_active_at, expires_at FROM user_sessions "
+        "WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2 ORDER BY created_at DESC LIMIT $3",
+        user_id, at, sessions_max,
+    )  # fmt: skip
+    return [SessionView.model_validate({**row, "ip_address": _text(row["ip_address"])}) for row in rows]
+
+
+def _text(address: object) -> str | None:
+    return None if address is None else str(address)
+
+
+async def token_is_unused(connection: Connection, token_hash: bytes) -> bool:
+    """Is this refresh token unspent, and does its session live?"""
+    return bool(
+        await connection.fetchval(
+            "SELECT true FROM refresh_tokens t JOIN user_sessions s ON s.id = t.session_id "
+            "WHERE t.hash = $1 AND t.used_at IS NULL AND s.ended_at IS NULL AND s.expires_at > now()",
+            token_hash,
+        )
+    )

@@ -1,0 +1,75 @@
+"""A transaction with its repositories: state, events, audit rows and the kept reply commit together or not at all."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from adapters.audit_log import AuditRow, add_audit_row
+from adapters.event_log import EventLog, Trail
+from adapters.links import Links
+from adapters.personal_data import PersonalData
+from adapters.postgres import Connection, Database
+from adapters.sessions import Sessions
+from adapters.users import Users
+from contracts.wire import Wire
+from domain.refusals import Refusal
+
+Outcome = Wire | Refusal
+KeepReply = Callable[[Connection, Outcome], Awaitable[None]]
+Announce = Callable[[Mapping[UUID, int]], None]
+
+
+class UnitOfWork:
+    """What a use case changes together. Leaving the block without `commit` takes everything back."""
+
+    def __init__(
+        self, connection: Connection, personal: PersonalData, trail: Trail, keep_reply: KeepReply | None
+    ) -> None:
+        self._connection = connection
+        self._personal = personal
+        self._trail = trail
+        self._keep_reply = keep_reply
+        self._transaction = connection.transaction()
+        self.users = Users(connection, personal, EventLog(connection, personal, trail))
+        self.sessions = Sessions(connection)
+        self.links = Links(connection)
+        self.committed = False
+
+    async def begin(self) -> None:
+        await self._transaction.start()
+
+    async def audit(self, row: AuditRow) -> None:
+        """Write an audit row that has no event."""
+        await add_audit_row(self._connection, self._personal, self._trail, row)
+
+    async def commit(self, outcome: Outcome) -> None:
+        """Make everything true at once; `outcome` is what the caller will be told, also when it asks again."""
+        if self._keep_reply is not None:
+            await self._keep_reply(self._connection, outcome)
+        await self._transaction.commit()
+        self.committed = True
+
+    async def roll_back(self) -> None:
+        await self._transaction.rollback()
+
+
+@asynccontextmanager
+async def unit_of_work(
+    database: Database,
+    personal: PersonalData,
+    trail: Trail,
+    *,
+    keep_reply: KeepReply | None = None,
+    announce: Announce,
+) -> AsyncIterator[UnitOfWork]:
+    """One transaction; `announce` is told the users that changed, with their versions, right after the commit."""
+    async with database.connection() as connection:
+        work = UnitOfWork(connection, personal, trail, keep_reply)
+        await work.begin()
+        try:
+            yield work
+        finally:
+            if not work.committed and not connection.is_closed():
+                await work.roll_back()
+    if work.committed and work.users.touched:
+        announce(work.users.touched)

@@ -1,0 +1,241 @@
+"""The rows of users and their profiles: locked for writing, shown for reading."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from adapters.addresses import email_key
+from adapters.event_log import EventLog
+from adapters.personal_data import PersonalData
+from adapters.postgres import Connection
+from contracts.admin import Security
+from contracts.users import Profile as ProfileView
+from contracts.users import User as UserView
+from domain.user import Profile, User, UserId
+
+Row = asyncpg.Record
+
+_USER = """u.id, u.email, u.password_hash, u.first_name, u.last_name, u.role, u.status, u.email_verified,
+    u.two_factor_enabled, u.failed_login_attempts, u.last_login_at, u.last_password_change, u.revision, u.version,
+    u.created_at, u.updated_at"""
+_PROFILE = """p.display_name, p.bio, p.website_url, p.location, p.timezone, p.language, p.theme, p.notifications_email,
+    p.notifications_push, p.notifications_sms, p.social_links, p.updated_at AS profile_updated_at"""
+_FROM = "FROM users u JOIN user_profiles p ON p.user_id = u.id"
+# Both rows are locked: a row that only joins would be read as it was before the wait.
+_LOCK = f"""
+SELECT {_USER}, {_PROFILE}, k.wrapped {_FROM} JOIN user_keys k ON k.user_id = u.id
+WHERE u.id = $1 AND u.status <> 'deleted' FOR UPDATE OF u, p"""  # noqa: S608 - constants alone, here and below
+_ADD = """
+WITH added AS (
+    INSERT INTO users (id, email, email_key, password_hash, first_name, last_name, role, status, email_verified,
+        last_password_change, revision, version, created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, 'active', $8, $9, $10, $11, $12, $12)
+    ON CONFLICT (email_key) DO NOTHING RETURNING id
+), profile AS (
+    INSERT INTO user_profiles (user_id, created_at, updated_at) SELECT id, $12, $12 FROM added
+), head AS (
+    INSERT INTO relay_heads (user_id) SELECT id FROM added
+)
+SELECT count(*) FROM added"""
+_SAVE = """
+UPDATE users SET email_verified = $2, failed_login_attempts = $3, last_login_at = $4, first_name = $5, last_name = $6,
+    revision = $7, version = $8, updated_at = $9, role = $10, status = $11, password_hash = $12, last_password_change = $13
+WHERE id = $1"""
+_SAVE_PROFILE = """
+UPDATE user_profiles SET display_name = $2, bio = $3, website_url = $4, location = $5, timezone = $6, language = $7,
+    theme = $8, notifications_email = $9, notifications_push = $10, notifications_sms = $11, social_links = $12,
+    updated_at = $13
+WHERE user_id = $1"""
+
+
+class Users:
+    """Users inside a transaction: what is read here is locked, what is saved here leaves its events."""
+
+    def __init__(self, connection: Connection, personal: PersonalData, log: EventLog) -> None:
+        self._connection = connection
+        self._personal = personal
+        self._log = log
+        self._wrapped: dict[UUID, str] = {}
+        self._profiles: dict[UUID, Profile] = {}
+        self.touched: dict[UUID, int] = {}
+
+    async def lock(self, user_id: UUID) -> User | None:
+        """The user under its row's lock (guesses at once are all counted); None for unknown and deleted ones."""
+        row = await self._connection.fetchrow(_LOCK, user_id)
+        if row is None:
+            return None
+        self._wrapped[user_id] = row["wrapped"]
+        user = _user(row)
+        self._profiles[user_id] = _profile(row)
+        return user
+
+    async def add(self, user: User) -> bool:
+        """Insert a new user with its events; False when its address is taken."""
+        added = await self._connection.fetchval(
+            _ADD, user.id, user.email, email_key(user.email), user.password_hash, user.first_name, user.last_name,
+            user.role, user.email_verified, user.last_password_change, user.revision, user.version, user.created_at,
+        )  # fmt: skip
+        if not added:
+            return False
+        self._wrapped[user.id] = await self._personal.make_key(self._connection, user.id)
+        await self._append(user)
+        return True
+
+    async def save(self, user: User) -> None:
+        """Write the locked row and append its events; their versions follow the row's."""
+        await self._connection.execute(
+            _SAVE, user.id, user.email_verified, user.failed_logins, user.last_login_at, user.first_name,
+            user.last_name, user.revision, user.version, user.updated_at, user.role, user.status, user.password_hash,
+            user.last_password_change,
+        )  # fmt: skip
+        if user.profile != self._profiles[user.id]:
+            await self._save_profile(user)
+        await self._append(user)
+
+    async def _save_profile(self, user: User) -> None:
+        profile = user.profile
+        await self._connection.execute(
+            _SAVE_PROFILE, user.id, profile.display_name, profile.bio, profile.website, profile.location,
+            profile.timezone, profile.language, profile.theme, profile.notifications["email"],
+            profile.notifications["push"], profile.notifications["sms"], profile.social_links, user.updated_at,
+        )  # fmt: skip
+
+    async def _append(self, user: User) -> None:
+        if not user.recorded:
+            return
+        await self._log.append(
+            user.id,
+            user.recorded,
+            first_version=user.version - len(user.recorded) + 1,
+            wrapped_key=self._wrapped[user.id],
+            at=user.updated_at,
+        )
+        user.recorded.clear()
+        self.touched[user.id] = user.version
+
+
+def _user(row: Row) -> User:
+    return User(
+        id=UserId(row["id"]),
+        email=row["email"],
+        first_name=row["first_name"],
+        last_name=row["last_name"],
+        password_hash=row["password_hash"],
+        role=row["role"],
+        status=row["status"],
+        email_verified=row["email_verified"],
+        two_factor_enabled=row["two_factor_enabled"],
+        failed_logins=row["failed_login_attempts"],
+        last_login_at=row["last_login_at"],
+        last_password_change=row["last_password_change"],
+        revision=row["revision"],
+        version=row["version"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        profile=_profile(row),
+    )
+
+
+def _profile(row: Row) -> Profile:
+    return Profile(
+        display_name=row["display_name"],
+        bio=row["bio"],
+        website=row["website_url"],
+        location=row["location"],
+        timezone=row["timezone"],
+        language=row["language"],
+        theme=row["theme"],
+        notifications={name: row[f"notifications_{name}"] for name in ("email", "push", "sms")},
+        social_links=list(row["social_links"]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a login needs to know before it takes a lock."""
+
+    user_id: UUID
+    password_hash: str
+
+
+async def credentials_of(connection: Connection, key: str) -> Credentials | None:
+    row = await connection.fetchrow(
+        "SELECT id, password_hash FROM users WHERE email_key = $1 AND status <> 'deleted'", key
+    )
+    return None if row is None else Credentials(row["id"], row["password_hash"])
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user and its profile as replies show them, read together so that they agree."""
+
+    user: UserView
+    profile: ProfileView
+
+
+_SHOW = f"SELECT {_USER}, {_PROFILE} {_FROM} WHERE u.id = $1 AND u.status <> 'deleted'"  # noqa: S608
+
+
+async def account_of(connection: Connection, user_id: UUID) -> Account | None:
+    row = await connection.fetchrow(_SHOW, user_id)
+    return None if row is None else Account(user_view(_user(row)), profile_view(_user(row), row["profile_updated_at"]))
+
+
+def user_view(user: User) -> UserView:
+    """A user as every reply shows it."""
+    return UserView(
+        id=user.id,
+        email=user.email,
+        first_name=user.first_name,
+        last_name=user.last_name,
+        role=user.role,
+        status=user.status,
+        email_verified=user.email_verified,
+        two_factor_enabled=user.two_factor_enabled,
+        revision=user.revision,
+        version=user.version,
+        last_login_at=user.last_login_at,
+        created_at=user.created_at,
+        updated_at=user.updated_at,
+    )
+
+
+def profile_view(user: User, updated_at: datetime) -> ProfileView:
+    """A profile as its owner sees it."""
+    profile = user.profile
+    return ProfileView.model_validate(
+        {
+            "user_id": user.id,
+            "display_name": profile.display_name,
+            "bio": profile.bio,
+            "website": profile.website,
+            "location": profile.location,
+            "social_links": profile.social_links,
+            "timezone": profile.timezone,
+            "language": profile.language or "en",
+            "theme": profile.theme,
+            "notifications": profile.notifications,
+            "revision": user.revision,
+            "updated_at": updated_at,
+        }
+    )
+
+
+def view_of_row(row: asyncpg.Record) -> UserView:
+    """A user from a row that has `USER_COLUMNS`."""
+    return user_view(_user(row))
+
+
+USER_COLUMNS = f"{_USER}, {_PROFILE} {_FROM}"
+
+
+async def security_of(connection: Connection, user_id: UUID) -> Security:
+    """How an account is guarded, for its operators."""
+    row = await connection.fetchrow(
+        "SELECT failed_login_attempts, account_locked, lockout_until, last_password_change, two_factor_enabled "
+        "FROM users WHERE id = $1",
+        user_id,
+    )
+    return Security.model_validate(dict(row or {}))

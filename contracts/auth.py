@@ -1,0 +1,122 @@
+"""Registration, sign-in and tokens: `users.v1.auth.*`."""
+
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from contracts.operations import Caller, Limit, Operation
+from contracts.users import Tokens, User
+from contracts.wire import Email, Empty, PersonName, Secret, Token, Wire
+
+
+class Register(Wire):
+    """Open an account; it can sign in once its address is verified."""
+
+    email: Email
+    password: Secret
+    first_name: PersonName
+    last_name: PersonName
+    accept_terms: Literal[True]
+
+
+class Registered(Wire):
+    user: User
+
+
+class VerifyEmail(Wire):
+    """Use the link of the verification mail; it is good once."""
+
+    token: Token
+
+
+class EmailVerified(Wire):
+    user: User
+
+
+class ResendVerification(Wire):
+    """Ask for the verification mail again; the answer never tells whether there is such an account."""
+
+    email: Email
+
+
+class Login(Wire):
+    """Sign in with a password."""
+
+    email: Email
+    password: Secret
+    remember_me: bool = False
+
+
+class LoggedIn(Wire):
+    user: User
+    tokens: Tokens
+
+
+class Refresh(Wire):
+    """Spend a refresh token for a new pair."""
+
+    refresh_token: Token
+
+
+class Refreshed(Wire):
+    tokens: Tokens
+
+
+class Logout(Wire):
+    """End the session of the access token, or of the refresh token in the body."""
+
+    refresh_token: Token | None = None
+
+
+class VerifyToken(Wire):
+    """Ask whether an access token is live."""
+
+    token: Token
+
+
+class TokenVerdict(Wire):
+    """`{active: false}` and nothing more for all that is not a live access token."""
+
+    active: bool
+    claims: dict[str, JsonValue] | None = Field(default=None, exclude_if=lambda claims: claims is None)
+
+
+class Jwks(Wire):
+    """Ask for the keys that access tokens are signed with."""
+
+
+class KeySet(Wire):
+    """A JSON Web Key Set (RFC 7517)."""
+
+    keys: list[dict[str, str]]
+
+
+OPERATIONS = (
+    Operation(
+        "users.v1.auth.register", Register, Registered, "POST /auth/register", limit=Limit.REGISTER, writes=True
+    ),
+    Operation("users.v1.auth.verify-email", VerifyEmail, EmailVerified, "POST /auth/verify-email", writes=True),
+    Operation(
+        "users.v1.auth.resend-verification",
+        ResendVerification,
+        Empty,
+        "POST /auth/resend-verification",
+        limit=Limit.MAIL,
+        writes=True,
+    ),
+    Operation(
+        "users.v1.auth.login",
+        Login,
+        LoggedIn,
+        "POST /auth/login",
+        limit=Limit.LOGIN,
+        writes=True,
+        holds_secrets=True,
+    ),
+    Operation("users.v1.auth.refresh", Refresh, Refreshed, "POST /auth/refresh"),
+    Operation("users.v1.auth.logout", Logout, Empty, "POST /auth/logout", caller=Caller.IF_SIGNED_IN, writes=True),
+    Operation(
+        "users.v1.auth.verify-token", VerifyToken, TokenVerdict, "POST /auth/introspect", limit=Limit.NONE
+    ),
+    Operation("users.v1.auth.jwks", Jwks, KeySet, "GET /.well-known/jwks.json", limit=Limit.NONE),
+)

@@ -1,0 +1,143 @@
+"""Every event that is announced on `users.events.v1.<Type>.<userId>`: its model, then the registry.
+
+A field marked `PERSONAL` is plain on the stream, encrypted under a key of its user at rest, and null once erased.
+Within one major version a type may gain fields, and never lose, rename or narrow one.
+"""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import Field, JsonValue, field_validator
+from pydantic.alias_generators import to_camel
+
+from contracts.wire import Timestamp, Wire
+
+SUBJECT_PREFIX = "users.events.v1"
+SOURCE = "/user-service"
+PERSONAL = Field(json_schema_extra={"personal": True})
+
+
+class EventData(Wire):
+    """What every event says beside its type: whose it is."""
+
+    user_id: UUID
+
+
+class UserRegistered(EventData):
+    email: Annotated[str | None, PERSONAL]
+    first_name: Annotated[str | None, PERSONAL]
+    last_name: Annotated[str | None, PERSONAL]
+    origin: Literal["registration", "import", "admin"]
+
+
+class EmailVerificationRequested(EventData):
+    email: Annotated[str | None, PERSONAL]
+    token_id: UUID
+    expires_at: Timestamp
+    reason: Literal["registration", "resend"]
+
+
+class EmailVerified(EventData):
+    email: Annotated[str | None, PERSONAL]
+    reason: Literal["registration", "reset", "operator"]
+
+
+class UserLogin(EventData):
+    ip: Annotated[str | None, PERSONAL]
+    user_agent: Annotated[str | None, PERSONAL]
+    timestamp: Timestamp
+    session_id: UUID
+    method: Literal["password", "password+totp", "password+backup-code"]
+    new_device: bool
+    device_info: Annotated[dict[str, str] | None, PERSONAL]
+
+
+class LoginFailed(EventData):
+    ip: Annotated[str | None, PERSONAL]
+    user_agent: Annotated[str | None, PERSONAL]
+    reason: str
+    failures: int
+
+
+class UserLoggedOut(EventData):
+    session_id: UUID
+
+
+class SessionRevoked(EventData):
+    session_id: UUID
+    reason: str
+
+
+class RefreshTokenReused(EventData):
+    session_id: UUID
+    ip: Annotated[str | None, PERSONAL]
+    user_agent: Annotated[str | None, PERSONAL]
+
+
+class ProfileUpdated(EventData):
+    changed: Annotated[dict[str, JsonValue] | None, PERSONAL]
+    revision: int
+
+    @field_validator("changed", mode="before")
+    @classmethod
+    def _wire_names(cls, changed: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        return None if changed is None else {to_camel(name): value for name, value in changed.items()}
+
+
+class UserRoleChanged(EventData):
+    from_: str = Field(alias="from")
+    to: str
+    reason: str
+
+
+class Metadata(Wire):
+    """Where an event came from."""
+
+    request_id: str
+    actor_id: UUID | None = None
+    session_id: UUID | None = None
+    locale: str = "en"
+
+
+class Event(Wire):
+    """The body of a message on the stream: at once the CloudEvents data."""
+
+    id: UUID
+    type: str
+    aggregate_id: UUID
+    aggregate_type: Literal["User"] = "User"
+    version: int
+    timestamp: Timestamp
+    data: dict[str, JsonValue]
+    metadata: Metadata
+    erased: bool | None = None
+
+
+EVENTS: dict[str, type[EventData]] = {
+    model.__name__: model
+    for model in (
+        UserRegistered,
+        EmailVerificationRequested,
+        EmailVerified,
+        UserLogin,
+        LoginFailed,
+        UserLoggedOut,
+        SessionRevoked,
+        RefreshTokenReused,
+        ProfileUpdated,
+        UserRoleChanged,
+    )
+}
+
+
+def personal_fields(model: type[EventData]) -> frozenset[str]:
+    """The wire names of a type's personal fields."""
+    return frozenset(
+        field.alias or name
+        for name, field in model.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("personal")
+    )
+
+
+def subject_of(event_type: str, user_id: UUID) -> str:
+    return f"{SUBJECT_PREFIX}.{event_type}.{user_id}"

@@ -1,0 +1,198 @@
+"""The `User` aggregate: its state, its decisions, and the events they leave."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, NewType
+from uuid import UUID
+
+from domain.events import (
+    DomainEvent,
+    EmailVerificationRequested,
+    EmailVerified,
+    LoginFailed,
+    ProfileUpdated,
+    RefreshTokenReused,
+    SessionRevoked,
+    UserLoggedOut,
+    UserLogin,
+    UserRegistered,
+    UserRoleChanged,
+)
+from domain.permissions import Role
+from domain.refusals import AccountSuspended, EmailNotVerified, NotFound, Stale, StateConflict
+
+UserId = NewType("UserId", UUID)
+Status = Literal["active", "suspended", "deleted"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Profile:
+    """What a user shows of themselves, and how they want to be spoken to; `language` None is "not set yet"."""
+
+    display_name: str | None = None
+    bio: str | None = None
+    website: str | None = None
+    location: str | None = None
+    timezone: str = "UTC"
+    language: str | None = None
+    theme: str = "light"
+    notifications: dict[str, bool] = field(default_factory=lambda: {"email": True, "push": True, "sms": False})
+    social_links: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The end user's address and client, as the gateway saw them."""
+
+    ip: str | None
+    user_agent: str | None
+    device_info: dict[str, str]
+
+
+NAME_FIELDS = frozenset({"first_name", "last_name"})
+
+
+@dataclass(slots=True, kw_only=True)
+class User:
+    """An account under its row's lock: methods decide and record; the repository writes both at once."""
+
+    id: UserId
+    email: str
+    first_name: str
+    last_name: str
+    password_hash: str
+    role: Role = "user"
+    status: Status = "active"
+    email_verified: bool = False
+    two_factor_enabled: bool = False
+    failed_logins: int = 0
+    last_login_at: datetime | None = None
+    last_password_change: datetime
+    revision: int = 1
+    version: int = 0
+    created_at: datetime
+    updated_at: datetime
+    profile: Profile = field(default_factory=Profile)
+    recorded: list[DomainEvent] = field(default_factory=list)
+
+    @classmethod
+    def register(
+        cls, id: UserId, *, email: str, first_name: str, last_name: str, password_hash: str, at: datetime, origin: str
+    ) -> "User":
+        """A new account, its address not verified."""
+        user = cls(
+            id=id,
+            email=email,
+            first_name=first_name,
+            last_name=last_name,
+            password_hash=password_hash,
+            last_password_change=at,
+            created_at=at,
+            updated_at=at,
+        )
+        user._record(
+            UserRegistered(user_id=id, email=email, first_name=first_name, last_name=last_name, origin=origin), at
+        )
+        return user
+
+    def request_verification(self, *, token_id: UUID, expires_at: datetime, reason: str, at: datetime) -> None:
+        self._record(
+            EmailVerificationRequested(
+                user_id=self.id, email=self.email, token_id=token_id, expires_at=expires_at, reason=reason
+            ),
+            at,
+        )
+
+    def verify_email(self, *, reason: str, at: datetime) -> None:
+        """The owner of the address has shown themselves."""
+        if self.status == "deleted":
+            raise NotFound()
+        if not self.email_verified:
+            self.email_verified = True
+            self._record(EmailVerified(user_id=self.id, email=self.email, reason=reason), at)
+
+    def require_password_hash(self, seen: str) -> None:
+        """What was verified outside the lock must still be the password; else the use case runs again."""
+        if self.password_hash != seen:
+            raise Stale()
+
+    def refuse_password(self, *, origin: Origin, at: datetime) -> None:
+        """Count a wrong password; every doubling of the count is an event, so that guessing cannot flood the stream."""
+        self.failed_logins += 1
+        if self.failed_logins.bit_count() == 1:
+            self._record(
+                LoginFailed(
+                    user_id=self.id,
+                    ip=origin.ip,
+                    user_agent=origin.user_agent,
+                    reason="wrong_password",
+                    failures=self.failed_logins,
+                ),
+                at,
+            )
+
+    def require_may_sign_in(self, *, verified_email_required: bool) -> None:
+        """What only the holder of the right password is told."""
+        if self.status == "suspended":
+            raise AccountSuspended()
+        if verified_email_required and not self.email_verified:
+            raise EmailNotVerified()
+
+    def sign_in(self, *, session_id: UUID, method: str, known_device: bool, origin: Origin, at: datetime) -> None:
+        """Open a session; the first sign-in of all is no new device."""
+        first = self.last_login_at is None
+        self.failed_logins = 0
+        self.last_login_at = at
+        self._record(
+            UserLogin(
+                user_id=self.id,
+                ip=origin.ip,
+                user_agent=origin.user_agent,
+                timestamp=at,
+                session_id=session_id,
+                method=method,
+                new_device=not known_device and not first,
+                device_info=origin.device_info,
+            ),
+            at,
+        )
+
+    def log_out(self, session_id: UUID, *, at: datetime) -> None:
+        self._record(UserLoggedOut(user_id=self.id, session_id=session_id), at)
+
+    def session_revoked(self, session_id: UUID, *, reason: str, at: datetime) -> None:
+        self._record(SessionRevoked(user_id=self.id, session_id=session_id, reason=reason), at)
+
+    def refresh_token_reused(self, session_id: UUID, *, origin: Origin, at: datetime) -> None:
+        self._record(
+            RefreshTokenReused(user_id=self.id, session_id=session_id, ip=origin.ip, user_agent=origin.user_agent), at
+        )
+
+    def change(self, changes: dict[str, object], *, expected_revision: int | None, at: datetime) -> None:
+        """Change names and profile fields (names of this module); what stays the same is no change and no event.
+
+        Raises `StateConflict` for a revision other than the caller expected.
+        """
+        if expected_revision is not None and expected_revision != self.revision:
+            raise StateConflict()
+        changed: dict[str, object] = {}
+        for name, value in changes.items():
+            target = self if name in NAME_FIELDS else self.profile
+            if name == "notifications" and isinstance(value, dict):
+                value = self.profile.notifications | value
+            if getattr(target, name) != value:
+                setattr(target, name, value)
+                changed[name] = value
+        if changed:
+            self.revision += 1
+            self._record(ProfileUpdated(user_id=self.id, changed=changed, revision=self.revision), at)
+
+    def change_role(self, role: Role, *, reason: str, at: datetime) -> None:
+        if role != self.role:
+            self._record(UserRoleChanged(user_id=self.id, from_=self.role, to=role, reason=reason), at)
+            self.role = role
+
+    def _record(self, event: DomainEvent, at: datetime) -> None:
+        self.version += 1
+        self.updated_at = at
+        self.recorded.append(event)

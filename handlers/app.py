@@ -1,0 +1,284 @@
+"""Composition: everything built once, in order, and taken down in the opposite order.
+
+Long-lived loops live in one task group: if one dies, the process ends and says why.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from types import TracebackType
+
+import structlog
+from nats.errors import Error as NatsError
+from starlette.routing import BaseRoute
+
+from adapters.cache import AccountCache, LocalCache, SharedCache
+from adapters.hashing import Hasher
+from adapters.idempotency import IdempotencyKeys
+from adapters.keys import Keys
+from adapters.limits import Limits
+from adapters.nats import AnsweringClient, Client, connect, provision
+from adapters.personal_data import PersonalData
+from adapters.postgres import Database
+from adapters.redis import Redis
+from adapters.settings import Settings
+from adapters.smtp import Mailer
+from adapters.telemetry import Metrics
+from adapters.tokens import TokenMint
+from adapters.users import Account
+from contracts.api import OPERATIONS
+from domain.session import Standing
+from handlers.context import Context, Handlers
+from handlers.dead_letters import Announcer
+from handlers.delivery import Deliverer, EventHandler
+from handlers.dispatcher import Dispatcher, pair
+from handlers.events.audit import Audit
+from handlers.events.cache import Cache
+from handlers.events.email import Email
+from handlers.freshness import Freshness
+from handlers.jobs import clear_away
+from handlers.relay import Relay
+from handlers.requests import admin, auth, health, me, profile, tokens
+from handlers.vitals import Vitals, http_routes, http_server
+
+log = structlog.get_logger()
+
+GROUPS = ("requests", "relay", "email", "audit", "cache", "jobs")
+EVENT_GROUPS = ("email", "audit", "cache")
+DRAIN_S = 8.0
+HANDLERS: Handlers = {
+    **auth.HANDLERS, **tokens.HANDLERS, **me.HANDLERS, **profile.HANDLERS, **admin.HANDLERS, **health.HANDLERS,
+}  # fmt: skip
+
+
+class Ended(Exception):
+    """The process cannot go on: something it needs is gone for good. The message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all groups of a process share."""
+
+    settings: Settings
+    metrics: Metrics
+    database: Database
+    personal: PersonalData
+    redis: Redis
+    shared_cache: SharedCache
+    bus: Client
+    relay: Relay
+    announcer: Announcer
+    vitals: Vitals
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def serve(
+    settings: Settings,
+    keys: Keys,
+    groups: Sequence[str],
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[int | None], Awaitable[None]],
+    pages: Sequence[BaseRoute] = (),
+    with_http: bool = True,
+) -> None:
+    """Run groups until `stop`; `on_ready` is told the HTTP port once all of them serve.
+
+    Raises `Unavailable` when a server does not answer at the start, `Ended` when something is lost for good.
+    """
+    closed = asyncio.Event()
+
+    async def on_closed() -> None:
+        closed.set()
+
+    async with AsyncExitStack() as stack:
+        means = await _build(stack, settings, keys, on_closed)
+        loops = await stack.enter_async_context(Loops())
+        hand_back = await _start_events(stack, loops, means, groups, on_closed)
+        dispatcher = await _start_requests(stack, loops, means, keys, on_closed) if "requests" in groups else None
+        port = None
+        if with_http:
+            routes = [*http_routes(means.vitals.check, means.metrics.registry), *pages]
+            port = await stack.enter_async_context(
+                http_server(routes, host=settings.http_host, port=settings.http_port)
+            )
+        await on_ready(port)
+        await _either(stop, closed)
+        if closed.is_set() and not stop.is_set():
+            raise Ended("a NATS connection was closed for good")
+        log.info("stopping")
+        await asyncio.gather(hand_back(), dispatcher.stop(within_s=DRAIN_S) if dispatcher else _nothing())
+
+
+async def _build(
+    stack: AsyncExitStack, settings: Settings, keys: Keys, on_closed: Callable[[], Awaitable[None]]
+) -> Means:
+    metrics = Metrics()
+    database = await Database.connect(settings)
+    stack.push_async_callback(database.close)
+    redis = Redis(settings.redis)
+    stack.push_async_callback(redis.close)
+    bus = await connect(settings, name="events", on_closed=on_closed)
+    stack.push_async_callback(_close, bus)
+    await provision(bus.jetstream(), settings, EVENT_GROUPS)
+    personal = PersonalData(keys)
+    relay = Relay(database, bus, personal, metrics, fence=settings.relay_fence)
+    return Means(
+        settings, metrics, database, personal, redis, SharedCache(redis), bus, relay, Announcer(database, bus),
+        Vitals(settings, database, bus, redis),
+    )  # fmt: skip
+
+
+class Loops:
+    """The long-lived loops of a process, ended when the block is left; one that dies ends the block."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, loop: Coroutine[None, None, None], name: str) -> None:
+        self._tasks.append(self._group.create_task(loop, name=name))
+
+    async def __aenter__(self) -> "Loops":
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._group.__aexit__(kind, error, trace)
+
+
+async def _start_events(
+    stack: AsyncExitStack, loops: Loops, means: Means, groups: Sequence[str], on_closed: Callable[[], Awaitable[None]]
+) -> Callable[[], Awaitable[None]]:
+    """The relay, the jobs, and the event groups; what is returned ends the groups and hands back what they hold."""
+    if "relay" in groups:
+        loops.start(means.relay.run(), "relay")
+    if "jobs" in groups:
+        loops.start(clear_away(means.database), "jobs")
+    deliverers = _deliverers(stack, loops, means, [group for group in EVENT_GROUPS if group in groups])
+    if not deliverers:
+        return _nothing
+    from handlers.groups import make_broker, watch  # noqa: PLC0415 - FastStream takes 200 ms to import
+
+    broker = make_broker(means.settings, deliverers, on_closed=on_closed)
+    stack.push_async_callback(broker.stop)
+    await broker.start()
+    loops.start(watch(means.bus.jetstream(), means.settings, deliverers, means.metrics), "watch")
+    loops.start(means.announcer.run(), "letters")
+    return broker.stop
+
+
+def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Sequence[str]) -> dict[str, Deliverer]:
+    handlers: dict[str, Mapping[str, EventHandler] | EventHandler] = {}
+    if "email" in groups:
+        settings = means.settings
+        mailer = Mailer(
+            settings.smtp_url.get_secret_value(), sender=settings.mail_from, allow_plaintext=settings.allow_plaintext
+        )
+        stack.push_async_callback(mailer.close)
+        handlers["email"] = Email(means.database, mailer, settings, now).handlers
+    if "audit" in groups:
+        handlers["audit"] = Audit(means.database, means.personal).handle
+    if "cache" in groups:
+        cache = Cache(means.shared_cache)
+        handlers["cache"] = cache.handle
+        loops.start(_every_second(cache.catch_up), "cache")
+    return {
+        group: Deliverer(
+            group,
+            handler,
+            means.database,
+            means.personal,
+            means.metrics,
+            pauses_s=means.settings.delivery_pauses,
+            wake_announcer=means.announcer.wake,
+        )
+        for group, handler in handlers.items()
+    }
+
+
+async def _start_requests(
+    stack: AsyncExitStack, loops: Loops, means: Means, keys: Keys, on_closed: Callable[[], Awaitable[None]]
+) -> Dispatcher:
+    settings = means.settings
+    hasher = Hasher(settings.argon2, threads=settings.hash_threads, waiting_max=settings.hash_queue)
+    stack.callback(hasher.close)
+    accounts, standings = LocalCache[Account](), LocalCache[Standing]()
+    freshness = Freshness(means.bus, accounts, standings, means.shared_cache, wake_relay=means.relay.wake)
+    await freshness.start()
+    loops.start(freshness.run(), "freshness")
+    client = await connect(settings, name="requests", on_closed=on_closed, client=AnsweringClient())
+    stack.push_async_callback(_close, client)
+    ctx = Context(
+        settings=settings,
+        database=means.database,
+        personal=means.personal,
+        hasher=hasher,
+        mint=TokenMint(keys),
+        limits=Limits(means.redis, enabled=settings.rate_limits == "on"),
+        accounts=AccountCache(accounts, means.shared_cache),
+        standings=standings,
+        metrics=means.metrics,
+        announce=freshness.announce,
+        now=now,
+        check_health=means.vitals.check,
+    )
+    dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), IdempotencyKeys(means.database, keys))
+    await dispatcher.start()
+    loops.start(_every_second(partial(_sample, ctx)), "samples")
+    if settings.rate_limits == "off":
+        log.warning("rate limits are off")
+    log.info("hashing", hashesPerSecond=round(await asyncio.to_thread(hasher.hashes_per_second)), hint=_HASHING_HINT)
+    return dispatcher
+
+
+_HASHING_HINT = "set-up compiles argon2 for this processor where a C compiler is found: up to three times as many"
+
+
+async def _sample(ctx: Context) -> None:
+    """Figures that are read, not counted."""
+    metrics = ctx.metrics
+    metrics.connections.set(ctx.database.in_use)
+    for level, cache in (("l1", ctx.accounts.local), ("l2", ctx.accounts.shared), ("standing", ctx.standings)):
+        metrics.cache_hits.labels(level).set(cache.hits)
+        metrics.cache_misses.labels(level).set(cache.misses)
+
+
+async def _nothing() -> None:
+    return
+
+
+async def _every_second(act: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await act()
+        await asyncio.sleep(1)
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _close(client: Client) -> None:
+    """Send what is buffered and leave; a server that is away must not hold up the stop."""
+    try:
+        async with asyncio.timeout(3):
+            if client.is_connected:
+                await client.flush()
+            await client.close()
+    except (NatsError, TimeoutError, OSError) as error:
+        log.warning("nats connection not closed in order", error=type(error).__name__)

@@ -1,0 +1,137 @@
+"""What every handler is handed: the process' means (`Context`) and this request's circumstances (`Call`)."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from adapters.cache import AccountCache, LocalCache
+from adapters.event_log import Trail
+from adapters.hashing import Hasher
+from adapters.limits import Limits
+from adapters.personal_data import PersonalData
+from adapters.postgres import Database
+from adapters.settings import Settings
+from adapters.telemetry import Metrics
+from adapters.tokens import TokenMint, hash_of
+from adapters.unit_of_work import Announce, KeepReply, UnitOfWork, unit_of_work
+from adapters.users import Account, account_of
+from contracts.health import Health
+from contracts.wire import Wire
+from domain.permissions import PERMISSIONS, Role
+from domain.refusals import NoCaller
+from domain.session import Standing
+from domain.user import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, by the rows of user and session; the token only named them."""
+
+    user_id: UUID
+    session_id: UUID
+    role: Role
+    auth_time: datetime
+
+    def may(self, permission: str) -> bool:
+        return permission in PERMISSIONS[self.role]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request's circumstances, parsed and bounded: what its headers said and who sent it."""
+
+    request_id: str
+    subject: str
+    client_ip: str | None
+    source: str
+    """What limits by address count: the end user's address (IPv6 by /64), else the bus client."""
+    user_agent: str | None
+    device_id: str | None
+    device_token: str | None
+    locale: str
+    traceparent: str | None
+    deadline: float
+    """In the event loop's clock."""
+    caller: Caller | None = None
+    keep_reply: KeepReply | None = None
+
+    @property
+    def signed_in(self) -> Caller:
+        if self.caller is None:
+            raise NoCaller
+        return self.caller
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.client_ip, self.user_agent, device_info(self.user_agent, self.device_id))
+
+    @property
+    def device(self) -> str:
+        """A fingerprint of the Device-Token, else of the User-Agent: who may be given a refresh token again."""
+        return hash_of(f"token:{self.device_token}" if self.device_token else f"agent:{self.user_agent}").hex()[:32]
+
+    @property
+    def trail(self) -> Trail:
+        return Trail(
+            request_id=self.request_id,
+            actor_id=self.caller.user_id if self.caller else None,
+            session_id=self.caller.session_id if self.caller else None,
+            locale=self.locale,
+            traceparent=self.traceparent,
+            ip=self.client_ip,
+            user_agent=self.user_agent,
+        )
+
+
+def device_info(user_agent: str | None, device_id: str | None) -> dict[str, str]:
+    """Family names of browser, system and device, for show only."""
+    import ua_parser  # noqa: PLC0415 - its tables take time to load, and not every process needs them
+
+    info = {} if device_id is None else {"deviceId": device_id}
+    if user_agent:
+        parsed = ua_parser.parse(user_agent)
+        for name, part in (("browser", parsed.user_agent), ("os", parsed.os), ("device", parsed.device)):
+            if part is not None:
+                info[name] = part.family[:60]
+    return info
+
+
+Handler = Callable[["Context", Call, Any], Awaitable[Wire]]
+Handlers = dict[type[Wire], Handler]
+"""A module's table: which function serves which request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The process' means, built once by `app`."""
+
+    settings: Settings
+    database: Database
+    personal: PersonalData
+    hasher: Hasher
+    mint: TokenMint
+    limits: Limits
+    accounts: AccountCache
+    standings: LocalCache[Standing]
+    metrics: Metrics
+    announce: Announce
+    now: Callable[[], datetime]
+    check_health: Callable[[], Awaitable[Health]]
+
+    async def account(self, user_id: UUID) -> Account | None:
+        """A user and profile as replies show them, through both caches; None for unknown and deleted ones."""
+
+        async def load(user_id: UUID) -> Account | None:
+            async with self.database.connection() as connection:
+                return await account_of(connection, user_id)
+
+        return await self.accounts.get(user_id, load)
+
+    def unit_of_work(self, call: Call) -> AbstractAsyncContextManager[UnitOfWork]:
+        """A transaction of this request: its events and audit rows say where they came from."""
+        return unit_of_work(
+            self.database, self.personal, call.trail, keep_reply=call.keep_reply, announce=self.announce
+        )

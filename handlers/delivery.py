@@ -1,0 +1,213 @@
+"""One wrapper around every event handler: is it ours, is it done, do it, acknowledge; else wait, and at last a letter.
+
+A message is only a pointer: the event is read by its id from PostgreSQL, and one that is not there word for word is no
+event of ours. A dependency that is away does not use up attempts: the delivery is held until it is back.
+"""
+
+import asyncio
+import json
+import random
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import structlog
+from nats.aio.msg import Msg
+
+from adapters.event_log import StoredEvent, event_by_id, is_same
+from adapters.inbox import add_letter, is_done, mark_done, record_attempt
+from adapters.personal_data import PersonalData
+from adapters.postgres import Database
+from adapters.telemetry import Metrics
+from domain.refusals import Overloaded, Stale, Unavailable
+
+log = structlog.get_logger()
+
+HOLD_S = 1.0
+_UNAUTHENTIC = "unauthentic"
+
+
+class Permanent(Exception):
+    """No further attempt can help; `reason` is a stable word for it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+EventHandler = Callable[[StoredEvent], Awaitable[str]]
+"""Does what a group does with an event, once or many times with one effect; returns a word for the outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message as it was handed out: where it claims to belong, and the how-manieth time this is."""
+
+    message: Msg
+    event_id: UUID
+    user_id: UUID | None
+    event_type: str
+    number: int
+    stream_sequence: int
+
+    @classmethod
+    def of(cls, message: Msg) -> "Delivery":
+        place = message.metadata
+        parts = message.subject.split(".")
+        sequence = place.sequence.stream
+        return cls(
+            message,
+            _event_id(message) or uuid5(NAMESPACE_URL, f"urn:{place.stream}:{sequence}"),
+            _uuid(parts[-1]),
+            _token(parts[3]) if len(parts) == 5 else "unknown",
+            place.num_delivered,
+            sequence,
+        )
+
+
+class Deliverer:
+    """Delivers one group's events to its handlers."""
+
+    def __init__(
+        self,
+        group: str,
+        handlers: Mapping[str, EventHandler] | EventHandler,
+        database: Database,
+        personal: PersonalData,
+        metrics: Metrics,
+        *,
+        pauses_s: Sequence[float],
+        wake_announcer: Callable[[], None],
+    ) -> None:
+        self.group = group
+        self._handlers = handlers
+        self._database = database
+        self._personal = personal
+        self._metrics = metrics
+        self._pauses_s = pauses_s
+        self._wake_announcer = wake_announcer
+        self.in_work = 0
+        self.last_active = time.monotonic()
+
+    async def deliver(self, message: Msg) -> None:
+        """See one delivery to its end: acknowledged, put off, or buried. Never raises but for a cancellation."""
+        delivery = Delivery.of(message)
+        began = time.perf_counter()
+        self.in_work += 1
+        outcome = "handed_back"
+        try:
+            outcome = await self._deliver(delivery)
+        except asyncio.CancelledError:
+            await message.nak()  # the process stops: another takes it at once instead of after its ack time
+            raise
+        finally:
+            self.in_work -= 1
+            self.last_active = time.monotonic()
+            self._metrics.deliveries.labels(self.group, outcome).inc()
+            self._metrics.delivery_seconds.labels(self.group).observe(time.perf_counter() - began)
+
+    async def _deliver(self, delivery: Delivery) -> str:
+        while True:
+            try:
+                return await self._attempt(delivery)
+            except (Unavailable, Overloaded, Stale):
+                # Our own database is away: hold on, so that its outage does not use up this event's attempts.
+                await delivery.message.in_progress()
+                await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+    async def _attempt(self, delivery: Delivery) -> str:
+        if delivery.number > len(self._pauses_s) + 1:
+            return await self._bury(delivery, "worker_died", "WorkerDied", "every delivery ended without an answer")
+        async with self._database.connection() as connection:
+            stored = await event_by_id(connection, self._personal, delivery.event_id)
+            done = stored is not None and await is_done(connection, self.group, delivery.event_id)
+        if stored is None or not is_same(stored, str(delivery.user_id), delivery.event_type, delivery.message.data):
+            return await self._bury(delivery, _UNAUTHENTIC, "Unauthentic", "no event of ours says this")
+        if not done:
+            return await self._do(delivery, stored)
+        await delivery.message.ack()
+        return "already_done"
+
+    async def _do(self, delivery: Delivery, stored: StoredEvent) -> str:
+        try:
+            outcome = await self._handle(stored)
+        except (Unavailable, Overloaded, Stale):
+            raise
+        except Permanent as error:
+            return await self._bury(delivery, error.reason, type(error).__name__, str(error))
+        except Exception as error:  # noqa: BLE001 - the edge: recorded, put off, and at last a letter
+            return await self._put_off(delivery, error)
+        async with self._database.connection() as connection:
+            await mark_done(connection, self.group, delivery.event_id, outcome)
+        await delivery.message.ack()
+        return outcome
+
+    async def _handle(self, stored: StoredEvent) -> str:
+        if not isinstance(self._handlers, Mapping):
+            return await self._handlers(stored)
+        handler = self._handlers.get(stored.event.type)
+        return "not_for_us" if handler is None else await handler(stored)
+
+    async def _put_off(self, delivery: Delivery, error: Exception) -> str:
+        """Remember the error; try again after a pause that grows with the attempts, or give up."""
+        name, message = type(error).__name__, str(error)
+        trace = "".join(traceback.format_exception(error, limit=8))
+        async with self._database.connection() as connection:
+            await record_attempt(
+                connection, self.group, delivery.event_id, delivery.number, name, message, trace
+            )
+        log.warning(
+            "delivery failed", group=self.group, eventId=str(delivery.event_id), attempt=delivery.number, error=name
+        )
+        if delivery.number > len(self._pauses_s):
+            return await self._bury(delivery, "attempts_exhausted", name, message)
+        pause_s = self._pauses_s[delivery.number - 1]
+        await delivery.message.nak(delay=pause_s * random.uniform(1.0, 1.1))  # noqa: S311 - jitter
+        return "put_off"
+
+    async def _bury(self, delivery: Delivery, reason: str, error: str, message: str) -> str:
+        """Write the letter, then terminate: a message must not be gone before its letter stands."""
+        async with self._database.connection() as connection:
+            await add_letter(
+                connection,
+                group=self.group,
+                event_id=delivery.event_id,
+                user_id=delivery.user_id,
+                event_type=delivery.event_type,
+                reason=reason,
+                error=error,
+                message=message,
+                subject=delivery.message.subject,
+                body=delivery.message.data,
+                headers=dict(delivery.message.headers or {}),
+                deliveries=delivery.number,
+                stream_sequence=delivery.stream_sequence,
+            )
+        await delivery.message.term()
+        self._metrics.dead_letters.labels(self.group, reason).inc()
+        log.error("dead letter", group=self.group, eventId=str(delivery.event_id), reason=reason, error=error)
+        self._wake_announcer()
+        return "dead"
+
+
+def _event_id(message: Msg) -> UUID | None:
+    """The id in the body: headers are for others."""
+    try:
+        body = json.loads(message.data)
+    except ValueError:
+        return None
+    return _uuid(body.get("id")) if isinstance(body, dict) else None
+
+
+def _uuid(text: object) -> UUID | None:
+    try:
+        return UUID(str(text))
+    except ValueError:
+        return None
+
+
+def _token(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", text)[:64] or "unknown"

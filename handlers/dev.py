@@ -1,0 +1,164 @@
+"""`user-service dev`: the whole service on embedded servers, in one process, with everything it has made said."""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from adapters.bus_client import BusFailure, bus_client, request
+from adapters.embedded import Addresses, EmbeddedServers
+from adapters.embedded_state import write_private
+from adapters.hashing import Hasher
+from adapters.keys import Keys, read_keys, write_keys
+from adapters.mail_sink import MailSink
+from adapters.migrations import migrate
+from adapters.personal_data import PersonalData
+from adapters.postgres import Database, role_of
+from adapters.settings import Settings, read_settings
+from handlers.app import GROUPS, serve
+from handlers.operators import NewAdmin, create_admin
+from handlers.pages import Ask, link_pages
+
+log = structlog.get_logger()
+
+ADMIN_EMAIL = "admin@example.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What the ready file says."""
+
+    addresses: Addresses
+    smtp_url: str
+    mail_dir: Path
+    http_url: str
+    admin_password: str
+
+    def as_json(self) -> str:
+        found = self.addresses
+        return json.dumps(
+            {
+                "natsUrl": found.nats_url,
+                "natsUrls": dict(found.nats_urls),
+                "databaseUrl": found.database_url,
+                "redisUrl": found.redis_url,
+                "smtpUrl": self.smtp_url,
+                "mailDir": str(self.mail_dir),
+                "httpUrl": self.http_url,
+                "admin": {"email": ADMIN_EMAIL, "password": self.admin_password},
+            },
+            indent=2,
+        )
+
+
+async def dev(data_dir: Path, ready_file: Path, *, stop: asyncio.Event, say: Callable[[str], None]) -> None:
+    """Serve until `stop`. Raises `EmbeddedFailure` with one clear line when something cannot be started."""
+    async with AsyncExitStack() as stack:
+        servers = await stack.enter_async_context(EmbeddedServers(data_dir, log=lambda text: log.info(text)))
+        stack.callback(ready_file.unlink, missing_ok=True)
+        ready_file.unlink(missing_ok=True)
+        watching = asyncio.create_task(servers.watch())
+        stack.push_async_callback(_end, watching)
+
+        mail_dir = data_dir / "mail"
+        sink = await stack.enter_async_context(
+            MailSink(mail_dir, "dev", servers.state.secret("smtp"), servers.state.port("smtp"))
+        )
+        settings = _settings(servers, sink)
+        keys = _keys(data_dir)
+        await migrate(servers.addresses.database_owner_url, app_role=role_of(servers.addresses.database_url))
+        admin_password = f"{servers.state.secret('admin')}-Aa1"
+        await _make_admin(settings, keys, admin_password)
+
+        pages = link_pages(_asking(servers.addresses.nats_urls["gateway"]))
+
+        async def on_ready(port: int | None) -> None:
+            ready = Ready(servers.addresses, sink.url, mail_dir, f"http://127.0.0.1:{port}", admin_password)
+            write_private(ready_file, ready.as_json())
+            say(greeting(ready, ready_file))
+
+        await serve(settings, keys, GROUPS, stop=stop, on_ready=on_ready, pages=pages)
+
+
+def _settings(servers: EmbeddedServers, sink: MailSink) -> Settings:
+    """The environment's settings, with the embedded servers in the place of others."""
+    wanted = os.environ.get("HTTP_PORT")
+    port = int(wanted) if wanted and wanted.isdigit() else servers.state.port("http")
+    found = servers.addresses
+    return read_settings(
+        nats_url=found.nats_worker_url,
+        database_url=found.database_url,
+        database_owner_url=found.database_owner_url,
+        redis_url=found.redis_url or "none",
+        smtp_url=sink.url,
+        http_port=port,
+        public_url=os.environ.get("PUBLIC_URL", f"http://127.0.0.1:{port}"),
+        environment=os.environ.get("USER_SERVICE_ENVIRONMENT", "development"),
+        keys_file=None,
+    )
+
+
+def _keys(data_dir: Path) -> Keys:
+    path = data_dir / "keys.json"
+    if not path.exists():
+        write_keys(path)
+    return read_keys(path)
+
+
+async def _make_admin(settings: Settings, keys: Keys, password: str) -> None:
+    database = await Database.connect(settings, name="user-service dev")
+    hasher = Hasher(settings.argon2, threads=1, waiting_max=1)
+    try:
+        await create_admin(database, PersonalData(keys), hasher, NewAdmin(ADMIN_EMAIL, password))
+    finally:
+        hasher.close()
+        await database.close()
+
+
+def _asking(gateway_url: str) -> Ask:
+    """Asks as a gateway does, over a connection of its own: the pages hold no other right than its."""
+
+    async def ask(subject: str, body: dict[str, object]) -> dict[str, object]:
+        try:
+            async with bus_client(gateway_url) as client:
+                reply, _ = await request(client, subject, json.dumps(body).encode(), headers={}, timeout_s=5)
+        except BusFailure as error:
+            return {"success": False, "error": {"message": str(error)}}
+        return reply
+
+    return ask
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def greeting(ready: Ready, ready_file: Path) -> str:
+    """What the terminal says when everything serves: where, and what to paste first."""
+    body = (
+        '{"email":"ada@example.com","password":"Analytical-Engine-1843",'
+        '"firstName":"Ada","lastName":"Lovelace","acceptTerms":true}'
+    )
+    found = ready.addresses
+    redis = f"127.0.0.1:{found.redis_port}" if found.redis_port else "none (the service runs without)"
+    return f"""
+user-service is ready.
+
+  NATS        127.0.0.1:{found.nats_port}
+  PostgreSQL  127.0.0.1:{found.database_port}
+  Valkey      {redis}
+  mail        {ready.mail_dir}
+  HTTP        {ready.http_url}   /health  /health/ready  /metrics
+  admin       {ADMIN_EMAIL}   (password and all URLs: {ready_file})
+
+Try it from another terminal in this folder:
+
+  .venv/bin/user-service call users.v1.auth.register '{body}'
+  .venv/bin/user-service dev mail --last --link
+"""

@@ -1,0 +1,373 @@
+"""From a message to a reply: bound, deadline, limits, caller, idempotency, the use case, and the mapping of refusals.
+
+The micro service's callback only admits a request into a bounded set of tasks, or answers `OVERLOADED`; no exception
+ever reaches it, and the statistics it reports are ours.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+from nats.aio.msg import Msg
+from nats.micro.request import Request
+from nats.micro.service import EndpointConfig, Service, ServiceConfig, ServiceStats
+
+from adapters.idempotency import Claim, IdempotencyKeys, Kept
+from adapters.limits import LimitReached, Window
+from adapters.nats import Client, MessageTooLarge, send, settle
+from adapters.postgres import Connection
+from adapters.sessions import token_is_unused
+from adapters.telemetry import release
+from adapters.tokens import hash_of
+from contracts.operations import Limit, Operation
+from contracts.wire import Error, ErrorCode, Meta, Wire
+from domain.refusals import (
+    DeadlineExceeded,
+    Overloaded,
+    PayloadTooLarge,
+    Refusal,
+    Stale,
+    StateConflict,
+)
+from handlers.callers import authenticate
+from handlers.context import Call, Context, Handler
+from handlers.envelope import (
+    canonical,
+    error_of,
+    failure,
+    header,
+    idempotency_key_of,
+    outcome_json,
+    read_body,
+    read_call,
+    replayed_success,
+    request_id_of,
+    success,
+)
+
+log = structlog.get_logger()
+
+SERVICE_NAME = "user-service"
+QUEUE = "user-service"
+TRIES_MAX = 3
+CLAIM_LEASE = timedelta(seconds=5)
+
+
+class TableMismatch(Exception):
+    """An operation without a handler, or a handler without an operation."""
+
+
+def pair(operations: Sequence[Operation], handlers: Mapping[type[Wire], Handler]) -> dict[str, tuple[Operation, Handler]]:
+    """Every operation with its handler, by subject; raises `TableMismatch` for a row or a function left over."""
+    wanted = {operation.request for operation in operations}
+    faults = [f"{operation.subject} has no handler" for operation in operations if operation.request not in handlers]
+    faults += [f"{request.__name__} is no operation's request" for request in handlers if request not in wanted]
+    if faults:
+        raise TableMismatch("; ".join(sorted(faults)))
+    return {operation.subject: (operation, handlers[operation.request]) for operation in operations}
+
+
+@dataclass(slots=True)
+class Figures:
+    """What `$SRV.STATS` reports of an endpoint: requests, error replies and the real time of handling."""
+
+    requests: int = 0
+    errors: int = 0
+    nanoseconds: int = 0
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply before it is measured and sent."""
+
+    body: bytes
+    headers: dict[str, str]
+    error: Error | None = None
+
+
+class MeasuredService(Service):
+    """The library counts only how long admitting takes; the figures reported are the dispatcher's."""
+
+    def __init__(self, client: Client, config: ServiceConfig, figures: Mapping[str, Figures]) -> None:
+        super().__init__(client, config)
+        self._figures = figures
+
+    async def drain_endpoints(self) -> None:
+        """Leave the queue group without dropping what was handed over; the library's `stop` would drop it."""
+        subscriptions = [endpoint._subscription for endpoint in self._endpoints if endpoint._subscription]  # noqa: SLF001
+        self._endpoints = []
+        await asyncio.gather(*(subscription.drain() for subscription in subscriptions))
+
+    def stats(self) -> ServiceStats:
+        """All endpoints with what really happened there."""
+        stats = super().stats()
+        for endpoint in stats.endpoints:
+            figures = self._figures[endpoint.subject]
+            endpoint.num_requests = figures.requests
+            endpoint.num_errors = figures.errors
+            endpoint.processing_time = figures.nanoseconds
+            endpoint.average_processing_time = figures.nanoseconds // max(figures.requests, 1)
+            endpoint.last_error = figures.last_error
+        return stats
+
+
+class Dispatcher:
+    """Serves a table of operations on one connection."""
+
+    def __init__(
+        self, ctx: Context, client: Client, table: Mapping[str, tuple[Operation, Handler]], keys: IdempotencyKeys
+    ) -> None:
+        self._ctx = ctx
+        self._client = client
+        self._table = table
+        self._keys = keys
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._working: dict[tuple[str, UUID | None, str], asyncio.Event] = {}
+        self._refusing = False
+        self._figures = {subject: Figures() for subject in table}
+        self._service = MeasuredService(
+            client,
+            ServiceConfig(
+                name=SERVICE_NAME,
+                version=release(),
+                description="Accounts, authentication, sessions and profiles over NATS",
+                queue_group=QUEUE,
+            ),
+            self._figures,
+        )
+
+    async def start(self) -> None:
+        """Subscribe every operation; ready when this returns."""
+        await self._service.start()
+        for operation, handler in self._table.values():
+            await self._service.add_endpoint(
+                EndpointConfig(
+                    name=operation.name,
+                    subject=operation.subject,
+                    handler=self._admitting(operation, handler),
+                    queue_group=QUEUE,
+                    metadata={
+                        "schema": operation.schema_urn,
+                        "route": operation.route,
+                        "caller": str(operation.caller.value),
+                        "limit": operation.limit.value,
+                    },
+                )
+            )
+        await settle(self._client)
+
+    async def stop(self, *, within_s: float) -> None:
+        """Refuse what comes, answer what was taken in, then leave; what does not end in time is cancelled."""
+        self._refusing = True
+        if self._client.is_connected:
+            await self._service.drain_endpoints()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=within_s)
+        for task in self._tasks:
+            task.cancel()
+        if self._client.is_connected:
+            await self._service.stop()
+            await self._client.flush()
+
+    def _admitting(self, operation: Operation, handler: Handler) -> Callable[[Request], Awaitable[None]]:
+        async def admit(request: Request) -> None:
+            message = request._msg  # noqa: SLF001 - micro hides the reply subject, which tells who asks
+            if not message.reply:
+                return  # not a request: there is nobody to answer
+            if self._refusing or len(self._tasks) >= self._ctx.settings.requests_max:
+                self._ctx.metrics.shed.inc()
+                await self._finish(operation, message, self._refuse(message.headers or {}, Overloaded()), time.perf_counter())
+                return
+            task = asyncio.create_task(self._handle(operation, handler, message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            self._ctx.metrics.in_work.set(len(self._tasks))
+
+        return admit
+
+    async def _handle(self, operation: Operation, handler: Handler, message: Msg) -> None:
+        """The edge: whatever happens, one answer goes out, and what was not foreseen is logged once, here."""
+        began = time.perf_counter()
+        headers = message.headers or {}
+        try:
+            call = read_call(
+                headers,
+                subject=operation.subject,
+                reply=message.reply,
+                ms_max=self._ctx.settings.request_ms_max,
+                now=self._ctx.now(),
+            )
+            headers = headers | {"Request-Id": call.request_id}
+            async with asyncio.timeout_at(call.deadline):
+                answer = await self._answer(operation, handler, call, message)
+        except Refusal as refusal:
+            answer = self._refuse(headers, refusal)
+        except TimeoutError:
+            answer = self._refuse(headers, DeadlineExceeded())
+        except Exception:
+            log.exception("request failed", subject=operation.subject, requestId=request_id_of(headers))
+            answer = self._fail(headers)
+        await self._finish(operation, message, answer, began)
+
+    async def _answer(self, operation: Operation, handler: Handler, call: Call, message: Msg) -> Answer:
+        ctx, headers = self._ctx, message.headers or {}
+        if call.client_ip is None:
+            ctx.metrics.without_client_ip.inc()
+        request = read_body(operation, message.data)
+        caller = await authenticate(ctx, operation, header(headers, "Authorization"))
+        call = replace(call, caller=caller)
+        counted = await ctx.limits.reserve(_windows(ctx, operation, call, request))
+        key = idempotency_key_of(headers) if operation.writes else None
+        reply_headers = {"Request-Id": call.request_id, **counted.headers}
+        for _ in range(TRIES_MAX):
+            try:
+                if key is None:
+                    reply = await handler(ctx, call, request)
+                    return Answer(success(reply, self._meta(call.request_id)), reply_headers)
+                return await self._answer_once(operation, handler, call, request, key, message.data, reply_headers)
+            except Stale:
+                continue  # what it relied on changed before the lock: decide again
+            except Refusal as refusal:
+                answer = self._refuse(reply_headers, refusal)
+                return replace(answer, headers=reply_headers | answer.headers)
+        raise Overloaded
+
+    async def _answer_once(
+        self, operation: Operation, handler: Handler, call: Call, request: Wire, key: str, body: bytes,
+        reply_headers: dict[str, str],
+    ) -> Answer:  # fmt: skip
+        """Do the work of an idempotency key, or give its first reply again."""
+        user_id = call.caller.user_id if call.caller else None
+        place = (operation.subject, user_id, key)
+        while place in self._working:  # another request of this process has it: its end is heard, not polled for
+            await self._working[place].wait()
+        self._working[place] = asyncio.Event()
+        try:
+            claim = await self._claim(operation, user_id, key, body)
+            if isinstance(claim, Kept):
+                return await self._replay(claim, call, reply_headers)
+            return await self._work(claim, handler, call, request, reply_headers)
+        finally:
+            self._working.pop(place).set()
+
+    async def _claim(self, operation: Operation, user_id: UUID | None, key: str, body: bytes) -> Claim | Kept:
+        """Wait, without hashing, until the work is ours or done; the request's deadline bounds it."""
+        pause_s = 0.02
+        while True:
+            claim = await self._keys.claim(
+                key,
+                subject=operation.subject,
+                user_id=user_id,
+                canonical_body=canonical(body),
+                lease=CLAIM_LEASE,
+                holds_secrets=operation.holds_secrets,
+            )
+            if claim is not None:
+                return claim
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            pause_s = min(pause_s * 2, 0.3)
+
+    async def _work(
+        self, claim: Claim, handler: Handler, call: Call, request: Wire, reply_headers: dict[str, str]
+    ) -> Answer:
+        kept = False
+
+        async def keep(connection: Connection, outcome: Wire | Refusal) -> None:
+            nonlocal kept
+            done, body = outcome_json(outcome)
+            await claim.keep(connection, success=done, body=body, at=self._ctx.now())
+            kept = True
+
+        try:
+            reply = await handler(self._ctx, replace(call, keep_reply=keep), request)
+            return Answer(success(reply, self._meta(call.request_id)), reply_headers)
+        except BaseException:
+            if not kept:
+                await self._keys.give_up(claim)
+            raise
+
+    async def _replay(self, kept: Kept, call: Call, reply_headers: dict[str, str]) -> Answer:
+        reply_headers = reply_headers | {"Idempotent-Replayed": "true"}
+        meta = self._meta(call.request_id)
+        if not kept.success:
+            error = Error.model_validate_json(kept.body)
+            return Answer(failure(kept.body, meta), reply_headers | _error_headers(error), error)
+        if kept.holds_secrets and (kept.secrets_expired or not await _is_unused(self._ctx, kept.body)):
+            raise StateConflict
+        return Answer(replayed_success(kept.body, meta), reply_headers)
+
+    def _meta(self, request_id: str) -> Meta:
+        return Meta(timestamp=self._ctx.now(), request_id=request_id)
+
+    def _refuse(self, headers: Mapping[str, str], refusal: Refusal) -> Answer:
+        extra = refusal.headers if isinstance(refusal, LimitReached) else {}
+        return self._error(headers, error_of(refusal), extra)
+
+    def _fail(self, headers: Mapping[str, str]) -> Answer:
+        code = ErrorCode.INTERNAL_ERROR
+        return self._error(headers, Error(code=code.name, message=code.message), {})
+
+    def _error(self, headers: Mapping[str, str], error: Error, extra: Mapping[str, str]) -> Answer:
+        request_id = request_id_of(headers)
+        body = failure(error.model_dump_json(by_alias=True, exclude_none=True), self._meta(request_id))
+        return Answer(body, {"Request-Id": request_id, **extra, **_error_headers(error)}, error)
+
+    async def _finish(self, operation: Operation, message: Msg, answer: Answer, began: float) -> None:
+        """Send, count and log."""
+        try:
+            await send(self._client, message.reply, answer.body, answer.headers)
+        except MessageTooLarge:
+            answer = self._refuse(answer.headers, PayloadTooLarge())
+            await send(self._client, message.reply, answer.body, answer.headers)
+        seconds = time.perf_counter() - began
+        number = ErrorCode[answer.error.code].number if answer.error else 200
+        figures = self._figures[operation.subject]
+        figures.requests += 1
+        figures.nanoseconds += int(seconds * 1e9)
+        if answer.error:
+            figures.errors += 1
+            figures.last_error = answer.error.code
+        metrics = self._ctx.metrics
+        metrics.requests.labels("NATS", operation.subject, str(number)).inc()
+        metrics.request_seconds.labels("NATS", operation.subject).observe(seconds)
+        metrics.in_work.set(len(self._tasks))
+        log.info(
+            "request",
+            subject=operation.subject,
+            requestId=answer.headers["Request-Id"],
+            code=answer.error.code if answer.error else "OK",
+            durationMs=round(seconds * 1000, 1),
+        )
+
+
+async def _is_unused(ctx: Context, data: str) -> bool:
+    """May tokens that were given out be given again: is the refresh token unspent, and does its session live?"""
+    token = json.loads(data)["tokens"]["refreshToken"]
+    async with ctx.database.connection() as connection:
+        return await token_is_unused(connection, hash_of(token))
+
+
+def _error_headers(error: Error) -> dict[str, str]:
+    number = ErrorCode[error.code].number
+    return {"Nats-Service-Error": error.message, "Nats-Service-Error-Code": str(number)}
+
+
+def _windows(ctx: Context, operation: Operation, call: Call, request: Wire) -> tuple[Window, ...]:
+    """What the dispatcher counts by itself; sign-in and mail are counted where their failure is known."""
+    rates, name = ctx.settings, operation.limit.value
+    if operation.limit in {Limit.NONE, Limit.LOGIN, Limit.MAIL}:
+        return ()
+    if call.caller is not None:
+        rate, who = rates.limit_general, str(call.caller.user_id)
+    elif call.client_ip is None:
+        rate, who = rates.limit_bus_client, call.source
+    else:
+        rate, who = (rates.limit_register if operation.limit is Limit.REGISTER else rates.limit_general), call.source
+    return (Window(name, who, rate.tries_max, rate.window_s),)

@@ -1,0 +1,49 @@
+"""The group `audit`: every event becomes a row, once, with who, what, from where and the request's id."""
+
+import re
+
+from adapters.audit_log import AuditRow, add_audit_row
+from adapters.event_log import StoredEvent, Trail
+from adapters.personal_data import PersonalData
+from adapters.postgres import Database
+from contracts.events import EVENTS, personal_fields
+
+_FAILURES = frozenset({"LoginFailed", "RefreshTokenReused"})
+_HIDDEN = {name: personal_fields(model) for name, model in EVENTS.items()}
+
+
+class Audit:
+    """Writes the rows. One event makes one row, however often it is delivered: the row is unique by event id."""
+
+    def __init__(self, database: Database, personal: PersonalData) -> None:
+        self._database = database
+        self._personal = personal
+
+    async def handle(self, stored: StoredEvent) -> str:
+        event = stored.event
+        hidden = _HIDDEN.get(event.type, frozenset())
+        trail = Trail(
+            request_id=event.metadata.request_id,
+            actor_id=event.metadata.actor_id or event.aggregate_id,
+            session_id=event.metadata.session_id,
+            ip=stored.ip,
+            user_agent=stored.user_agent,
+        )
+        row = AuditRow(
+            action=action_of(event.type),
+            success=event.type not in _FAILURES,
+            at=event.timestamp,
+            user_id=event.aggregate_id,
+            resource_id=str(event.aggregate_id),
+            details={name: value for name, value in event.data.items() if name not in hidden},
+            personal={name: value for name, value in event.data.items() if name in hidden and value is not None},
+            event_id=event.id,
+        )
+        async with self._database.connection() as connection:
+            await add_audit_row(connection, self._personal, trail, row)
+        return "audited"
+
+
+def action_of(event_type: str) -> str:
+    """`UserRegistered` is `user_registered` in the log."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", event_type).lower()

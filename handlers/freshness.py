@@ -1,0 +1,97 @@
+"""What a write tells everybody: this process at once, every other over the bus; and whether we still hear of others'."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from uuid import UUID, uuid4
+
+import structlog
+from nats.aio.msg import Msg
+
+from adapters.cache import LocalCache, SharedCache
+from adapters.nats import INVALIDATE, Client, send, settle
+from adapters.users import Account
+from domain.session import Standing
+
+log = structlog.get_logger()
+
+BEAT_S = 0.5
+LATE_S = 2.0
+_BEATS = "users.relay.beat"
+_BROADCASTS_MAX = 1000
+
+
+class Freshness:
+    """Drops what is no longer so. L1 is trusted only while this process hears its own heartbeat over the bus: the
+    beat travels on the same connection as the invalidations, so whoever hears it has heard them too."""
+
+    def __init__(
+        self,
+        client: Client,
+        accounts: LocalCache[Account],
+        standings: LocalCache[Standing],
+        shared: SharedCache,
+        *,
+        wake_relay: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._locals = (accounts, standings)
+        self._shared = shared
+        self._wake_relay = wake_relay
+        self._beat = f"{_BEATS}.{uuid4().hex}"
+        self._heard = -LATE_S
+        self._broadcasts: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen; the first beat that comes back makes L1 trusted."""
+        await self._client.subscribe(f"{INVALIDATE}.>", cb=self._on_invalidation)
+        await self._client.subscribe(self._beat, cb=self._on_beat)
+        await settle(self._client)
+
+    def announce(self, touched: Mapping[UUID, int]) -> None:
+        """Right after a commit: users and their versions now. The local drop is done when this returns."""
+        for user_id, version in touched.items():
+            self._drop(user_id, version)
+        self._wake_relay()
+        if len(self._broadcasts) < _BROADCASTS_MAX:
+            task = asyncio.create_task(self._broadcast(dict(touched)))
+            self._broadcasts.add(task)
+            task.add_done_callback(self._broadcasts.discard)
+
+    def lose_trust(self) -> None:
+        """The connection was away, or dropped messages: an invalidation may have been among them."""
+        for local in self._locals:
+            local.is_trusted = False
+            local.clear()
+
+    async def run(self) -> None:
+        """Send a beat, and see whether the last ones came back."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await send(self._client, self._beat, b"")
+            if loop.time() - self._heard > LATE_S and any(local.is_trusted for local in self._locals):
+                log.warning("invalidations may be missed; reading from the database")
+                self.lose_trust()
+            await asyncio.sleep(BEAT_S)
+
+    async def _broadcast(self, touched: Mapping[UUID, int]) -> None:
+        for user_id, version in touched.items():
+            body = json.dumps({"id": str(user_id), "version": version}).encode()
+            await send(self._client, f"{INVALIDATE}.{user_id}", body)
+            await self._shared.drop(user_id, version)
+
+    def _drop(self, user_id: UUID, version: int) -> None:
+        for local in self._locals:
+            local.drop(user_id, version)
+
+    async def _on_invalidation(self, message: Msg) -> None:
+        try:
+            body = json.loads(message.data)
+            self._drop(UUID(str(body["id"])), int(body["version"]))
+        except (ValueError, KeyError, TypeError):
+            log.warning("unreadable invalidation", subject=message.subject)
+
+    async def _on_beat(self, _: Msg) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        for local in self._locals:
+            local.is_trusted = True

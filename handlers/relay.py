@@ -1,0 +1,228 @@
+"""The relay: unsent events onto the stream, each user's in order, however many relays run and whatever dies.
+
+It works on rows of `outbox` (never on positions past the last one seen: transactions commit out of order), locks by
+user, and publishes with a fence: the sequence at which the user's last event stands must still be the last there.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import Header
+from nats.js.errors import APIError
+
+from adapters.event_log import StoredEvent, unsent_events
+from adapters.nats import INVALIDATE, Client, MessageTooLarge, last_message, require_fits
+from adapters.personal_data import PersonalData
+from adapters.postgres import Connection, Database
+from adapters.telemetry import Metrics
+from contracts.events import SOURCE, SUBJECT_PREFIX, subject_of
+from domain.refusals import Overloaded, Stale, Unavailable
+
+log = structlog.get_logger()
+
+USERS_MAX = 64
+EVENTS_MAX = 512
+POLL_S = 0.5
+PUBLISH_S = 2.0
+PASS_S = 6.0
+"""Below PostgreSQL's idle-in-transaction limit: the locks are given back by us, not taken from us."""
+_WRONG_LAST_SEQUENCE = 10071
+_FENCE_TRIES_MAX = 3
+
+# Heads first, then their rows in a second statement: what was committed while we waited for the lock is seen.
+_LOCK = """
+SELECT user_id, version, stream_sequence FROM relay_heads
+WHERE user_id IN (SELECT user_id FROM outbox ORDER BY position LIMIT $1)
+ORDER BY user_id LIMIT $2 FOR UPDATE SKIP LOCKED"""
+_SENT = """
+WITH gone AS (DELETE FROM outbox WHERE position = ANY($1))
+UPDATE relay_heads h SET version = row.version, stream_sequence = row.sequence
+FROM unnest($2::uuid[], $3::integer[], $4::bigint[]) AS row (user_id, version, sequence) WHERE h.user_id = row.user_id"""
+_WAITING = """
+SELECT count(*) AS waiting, coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0) AS age_s FROM outbox"""
+
+
+@dataclass(slots=True)
+class Head:
+    """A user's last announced event: its version, and where it stands on the stream."""
+
+    user_id: UUID
+    version: int
+    sequence: int
+
+
+class Relay:
+    """One relay; several may run side by side."""
+
+    def __init__(
+        self, database: Database, client: Client, personal: PersonalData, metrics: Metrics, *, fence: bool
+    ) -> None:
+        self._database = database
+        self._client = client
+        self._js = client.jetstream()
+        self._personal = personal
+        self._metrics = metrics
+        self._fence = fence
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something was committed, here or elsewhere. A hint only: the relay polls as well."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Announce for ever; outages of either side are waited out. Whoever commits tells us over the bus."""
+        await self._client.subscribe(f"{INVALIDATE}.>", cb=self._on_commit_elsewhere)
+        measured = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            self._woken.clear()
+            more = False
+            try:
+                more = await self._announce_some()
+                if loop.time() - measured > 1:
+                    measured = loop.time()
+                    await self._measure()
+            except (Unavailable, Overloaded, Stale, NatsError, TimeoutError, OSError) as error:
+                log.warning("relay waits", error=type(error).__name__)
+                await asyncio.sleep(POLL_S)
+            if not more:
+                try:
+                    async with asyncio.timeout(POLL_S):
+                        await self._woken.wait()
+                except TimeoutError:
+                    continue
+
+    async def _on_commit_elsewhere(self, _: Msg) -> None:
+        self.wake()
+
+    async def _measure(self) -> None:
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_WAITING)
+        if row is not None:
+            self._metrics.relay_waiting.set(row["waiting"])
+            self._metrics.relay_lag.set(float(row["age_s"]))
+
+    async def _announce_some(self) -> bool:
+        """One pass over some users; True when there may be more to do at once."""
+        if not self._client.is_connected:
+            return False  # what is buffered while away would be sent later, and twice
+        async with self._database.transaction() as connection:
+            heads = [Head(*row) for row in await connection.fetch(_LOCK, EVENTS_MAX, USERS_MAX)]
+            if not heads:
+                return False
+            events = await unsent_events(
+                connection, self._personal, [head.user_id for head in heads], events_max=EVENTS_MAX
+            )
+            sent = await self._publish_all(heads, events)
+            await self._store(connection, heads, sent)
+        self._metrics.relay_published.inc(len(sent))
+        return len(sent) == len(events) and (len(events) == EVENTS_MAX or len(heads) == USERS_MAX)
+
+    async def _publish_all(self, heads: Sequence[Head], events: Sequence[StoredEvent]) -> list[StoredEvent]:
+        """Many users at once, each user's events one after the other; returns what the broker has acknowledged."""
+        by_user = {
+            user_id: list(group) for user_id, group in itertools.groupby(events, lambda item: item.event.aggregate_id)
+        }
+        sent: list[StoredEvent] = []
+        deadline = asyncio.get_running_loop().time() + PASS_S
+
+        async def publish_user(head: Head) -> None:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    for stored in by_user.get(head.user_id, ()):
+                        head.sequence = await self._publish(head, stored)
+                        head.version = stored.event.version
+                        sent.append(stored)
+            except (NatsError, TimeoutError, OSError, MessageTooLarge) as error:
+                log.warning("event not announced yet", userId=str(head.user_id), error=type(error).__name__)
+
+        await asyncio.gather(*(publish_user(head) for head in heads))
+        return sent
+
+    async def _store(self, connection: Connection, heads: Sequence[Head], sent: Sequence[StoredEvent]) -> None:
+        await connection.execute(
+            _SENT,
+            [stored.position for stored in sent],
+            [head.user_id for head in heads],
+            [head.version for head in heads],
+            [head.sequence for head in heads],
+        )
+
+    async def _publish(self, head: Head, stored: StoredEvent) -> int:
+        """Put one event behind the user's last; returns its place on the stream."""
+        event = stored.event
+        expected = head.sequence
+        for _ in range(_FENCE_TRIES_MAX):
+            headers = headers_of(stored)
+            if self._fence:
+                headers[Header.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(expected)
+                headers["Nats-Expected-Last-Subject-Sequence-Subject"] = _chain(head.user_id)
+            require_fits(self._client, stored.body, headers)
+            try:
+                ack = await self._js.publish(
+                    subject_of(event.type, event.aggregate_id), stored.body, timeout=PUBLISH_S, headers=headers
+                )
+                return int(ack.seq)
+            except APIError as error:
+                if error.err_code != _WRONG_LAST_SEQUENCE:
+                    raise
+            standing, expected = await self._resolve(head, stored)
+            if standing:
+                return expected
+        raise TimeoutError
+
+    async def _resolve(self, head: Head, stored: StoredEvent) -> tuple[bool, int]:
+        """Another message is last: ours (its ack was lost), a later one of ours, an earlier one, or none of ours.
+
+        What counts is what our table says of the message's id; what the message says of itself does not.
+        """
+        sequence, message_id = await last_message(self._js, _chain(head.user_id))
+        if sequence == 0:
+            return False, 0  # limits or a purge have emptied the chain
+        version = await self._version_of(head.user_id, message_id)
+        if version is None:
+            self._metrics.relay_foreign.inc()
+            log.error("a message on a user's subject is no event of theirs", userId=str(head.user_id), sequence=sequence)
+            return False, sequence
+        return version >= stored.event.version, sequence
+
+    async def _version_of(self, user_id: UUID, message_id: str | None) -> int | None:
+        try:
+            event_id = UUID(message_id or "")
+        except ValueError:
+            return None
+        async with self._database.connection() as connection:
+            version: int | None = await connection.fetchval(
+                "SELECT version FROM events WHERE id = $1 AND aggregate_id = $2", event_id, user_id
+            )
+        return version
+
+
+def _chain(user_id: UUID) -> str:
+    return f"{SUBJECT_PREFIX}.*.{user_id}"
+
+
+def headers_of(stored: StoredEvent) -> dict[str, str]:
+    """CloudEvents 1.0 attributes, the de-duplication id, and where it came from."""
+    event = stored.event
+    headers = {
+        "Nats-Msg-Id": str(event.id),
+        "Content-Type": "application/json",
+        "ce-specversion": "1.0",
+        "ce-id": str(event.id),
+        "ce-source": SOURCE,
+        "ce-type": f"{SUBJECT_PREFIX}.{event.type}",
+        "ce-subject": str(event.aggregate_id),
+        "ce-time": event.timestamp.isoformat(),
+        "ce-dataschema": f"urn:user-service:events:v1:{event.type}",
+        "Request-Id": event.metadata.request_id,
+    }
+    if stored.traceparent:
+        headers["traceparent"] = stored.traceparent
+    return headers

@@ -1,0 +1,278 @@
+"""Registration, sign-in and tokens."""
+
+from datetime import datetime
+
+import uuid_utils.compat as uuid_utils
+from zxcvbn_rs_py import zxcvbn
+
+from adapters.addresses import email_key
+from adapters.audit_log import AuditRow
+from adapters.limits import LimitReached, Window
+from adapters.links import Link, link_by_token
+from adapters.settings import Settings
+from adapters.tokens import hash_of, new_secret
+from adapters.unit_of_work import UnitOfWork
+from adapters.users import credentials_of, user_view
+from contracts.auth import (
+    EmailVerified,
+    LoggedIn,
+    Login,
+    Register,
+    Registered,
+    ResendVerification,
+    VerifyEmail,
+)
+from contracts.operations import Limit
+from contracts.wire import Empty
+from domain.password import COMPOSITION, NIST, own_words, require_acceptable
+from domain.refusals import BadToken, EmailTaken, ExpiredToken, Refusal, WrongCredentials
+from domain.session import Session
+from domain.user import User, UserId
+from handlers.context import Call, Context, Handlers
+from handlers.requests.tokens import issue_tokens
+
+VERIFICATION = "verification"
+_GUESSES_LOG10_MIN = 5
+
+
+async def register(ctx: Context, call: Call, request: Register) -> Registered:
+    """Open an account and ask for its verification mail; a taken address is refused before the costly hash."""
+    require_good_password(ctx.settings, request)
+    async with ctx.database.connection() as connection:
+        taken = await credentials_of(connection, email_key(request.email)) is not None
+    if taken:
+        async with ctx.unit_of_work(call) as work:
+            raise await _taken(ctx, work, request)
+    password_hash = await ctx.hasher.hash(request.password.get_secret_value())
+
+    at = ctx.now()
+    user = User.register(
+        UserId(uuid_utils.uuid7()),
+        email=request.email,
+        first_name=request.first_name,
+        last_name=request.last_name,
+        password_hash=password_hash,
+        at=at,
+        origin="registration",
+    )
+    link = _ask_for_verification(ctx, user, reason="registration", at=at)
+    async with ctx.unit_of_work(call) as work:
+        if not await work.users.add(user):
+            raise await _taken(ctx, work, request)
+        await work.links.open(link, at=at)
+        reply = Registered(user=user_view(user))
+        await work.commit(reply)
+    ctx.metrics.registrations.inc()
+    return reply
+
+
+async def _taken(ctx: Context, work: UnitOfWork, request: Register) -> EmailTaken:
+    """The refusal is stored before it is answered."""
+    await work.audit(
+        AuditRow(action="registration_refused", success=False, at=ctx.now(), personal={"email": request.email})
+    )
+    refusal = EmailTaken()
+    await work.commit(refusal)
+    return refusal
+
+
+def require_good_password(settings: Settings, request: Register) -> None:
+    """Raise `WeakPassword` with every rule of the policy in force that a new account's password breaks."""
+    policy = COMPOSITION if settings.password_policy == "composition" else NIST
+    words = own_words(request.email, request.first_name, request.last_name)
+    require_acceptable(request.password.get_secret_value(), policy, own_words=words, is_common=is_common)
+
+
+def is_common(password: str) -> bool:
+    """Would an attacker with word lists and their usual twists be there within 100,000 guesses (zxcvbn)?"""
+    return zxcvbn(password[:128]).guesses_log10 < _GUESSES_LOG10_MIN
+
+
+def _ask_for_verification(ctx: Context, user: User, *, reason: str, at: datetime) -> Link:
+    """Record the request; the mail's random token is made by the `email` group just before it sends."""
+    expires_at = at + ctx.settings.lifetimes.verification_link
+    link = Link(uuid_utils.uuid7(), user.id, VERIFICATION, user.email, expires_at, None)
+    user.request_verification(token_id=link.id, expires_at=expires_at, reason=reason, at=at)
+    return link
+
+
+async def verify_email(ctx: Context, call: Call, request: VerifyEmail) -> EmailVerified:
+    """Use up a verification link; it dies with a change of the address it was sent to."""
+    at = ctx.now()
+    async with ctx.database.connection() as connection:
+        link = await link_by_token(connection, hash_of(request.token.get_secret_value()), VERIFICATION)
+    if link is None:
+        raise BadToken
+    async with ctx.unit_of_work(call) as work:
+        user = await work.users.lock(link.user_id)
+        if user is None or user.email != link.address:
+            raise BadToken
+        if not await work.links.use(link.id, at=at):
+            raise BadToken if at < link.expires_at else ExpiredToken
+        user.verify_email(reason="registration", at=at)
+        await work.users.save(user)
+        reply = EmailVerified(user=user_view(user))
+        await work.commit(reply)
+    return reply
+
+
+async def resend_verification(ctx: Context, call: Call, request: ResendVerification) -> Empty:
+    """Ask for another mail; known or not, verified or not, the answer and the rows written are alike."""
+    at, key = ctx.now(), email_key(request.email)
+    try:
+        await ctx.limits.reserve(_mail_windows(ctx, call, key))
+    except LimitReached:
+        return Empty()
+    async with ctx.database.connection() as connection:
+        known = await credentials_of(connection, key)
+    async with ctx.unit_of_work(call) as work:
+        user = None if known is None else await work.users.lock(known.user_id)
+        if user is not None and not user.email_verified:
+            await work.links.open(_ask_for_verification(ctx, user, reason="resend", at=at), at=at)
+            await work.users.save(user)
+        await work.audit(
+            AuditRow(
+                action="verification_requested",
+                success=True,
+                at=at,
+                user_id=user.id if user else None,
+                personal={"email": request.email},
+            )
+        )
+        reply = Empty()
+        await work.commit(reply)
+    return reply
+
+
+def _mail_windows(ctx: Context, call: Call, key: str) -> tuple[Window, ...]:
+    """Mails asked for, by mail address and by source; past the limit nothing happens, in silence."""
+    address, source = ctx.settings.limit_mail_address, ctx.settings.limit_mail_source
+    name = Limit.MAIL.value
+    return (
+        Window(name, key, address.tries_max, address.window_s),
+        Window(f"{name}:source", call.source, source.tries_max, source.window_s),
+    )
+
+
+async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
+    """Sign in. A try is counted before the hash and given back when the password was right."""
+    key = email_key(request.email)
+    tries = await ctx.limits.reserve(_login_windows(ctx, call, key))
+    password = request.password.get_secret_value()
+    async with ctx.database.connection() as connection:
+        known = await credentials_of(connection, key)
+    matches = await ctx.hasher.verify(known.password_hash if known else None, password)
+    upgraded = None
+    if known and matches and ctx.hasher.is_outdated(known.password_hash):
+        upgraded = await ctx.hasher.hash(password)
+
+    async with ctx.unit_of_work(call) as work:
+        user = await work.users.lock(known.user_id) if known else None
+        if user is not None and known is not None:
+            user.require_password_hash(known.password_hash)
+        outcome: LoggedIn | Refusal | None = _why_not(ctx, user, matches=matches)
+        if isinstance(outcome, Refusal):
+            await _record_refusal(ctx, call, work, request, user, outcome)
+        elif user is not None:
+            user.password_hash = upgraded or user.password_hash
+            outcome = await _open_session(ctx, call, work, user, remember_me=request.remember_me)
+        await work.commit(outcome or WrongCredentials())
+    if matches:
+        await ctx.limits.give_back(tries)
+    result = "failure" if isinstance(outcome, Refusal) else "success"
+    ctx.metrics.authentications.labels(result, "password").inc()
+    if not isinstance(outcome, LoggedIn):
+        raise outcome or WrongCredentials()
+    return outcome
+
+
+def _login_windows(ctx: Context, call: Call, key: str) -> tuple[Window, ...]:
+    """Failures of a pair of account and source, and of a source over all accounts: nobody locks out a stranger."""
+    pair, source = ctx.settings.limit_login, ctx.settings.limit_login_source
+    name = Limit.LOGIN.value
+    return (
+        Window(name, f"{key}:{call.source}", pair.tries_max, pair.window_s),
+        Window(f"{name}:source", call.source, source.tries_max, source.window_s),
+    )
+
+
+def _why_not(ctx: Context, user: User | None, *, matches: bool) -> Refusal | None:
+    """Only the holder of the right password is told more than that it was wrong."""
+    if user is None or not matches:
+        return WrongCredentials()
+    try:
+        user.require_may_sign_in(verified_email_required=ctx.settings.require_verified_email)
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
+async def _record_refusal(
+    ctx: Context, call: Call, work: UnitOfWork, request: Login, user: User | None, refusal: Refusal
+) -> None:
+    """The same audit row for a known and an unknown address; a known one counts its wrong passwords besides."""
+    at = ctx.now()
+    if user is not None and isinstance(refusal, WrongCredentials):
+        user.refuse_password(origin=call.origin, at=at)
+        await work.users.save(user)
+    await work.audit(
+        AuditRow(
+            action="login_failed",
+            success=False,
+            at=at,
+            user_id=user.id if user else None,
+            details={"reason": refusal.code},
+            personal={"email": request.email},
+        )
+    )
+
+
+async def _open_session(ctx: Context, call: Call, work: UnitOfWork, user: User, *, remember_me: bool) -> LoggedIn:
+    at, lifetimes = ctx.now(), ctx.settings.lifetimes
+    lifetime = lifetimes.refresh_remembered if remember_me else lifetimes.refresh
+    session = Session(
+        id=uuid_utils.uuid7(),
+        user_id=user.id,
+        remember_me=remember_me,
+        auth_time=at,
+        amr=("pwd",),
+        created_at=at,
+        last_active_at=at,
+        expires_at=at + lifetime,
+        ended_at=None,
+    )
+    refresh_token = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
+    await work.sessions.open(
+        session,
+        token_hash=hash_of(refresh_token),
+        device_info=call.origin.device_info,
+        ip=call.client_ip,
+        user_agent=call.user_agent,
+    )
+    device_token = await _recognise_device(ctx, call, work, user, at=at)
+    user.sign_in(
+        session_id=session.id, method="password", known_device=device_token is None, origin=call.origin, at=at
+    )
+    excess = await work.sessions.past_cap(user.id, cap=ctx.settings.session_cap, at=at)
+    for ended in await work.sessions.end(excess, reason="session_cap", at=at):
+        user.session_revoked(ended, reason="session_cap", at=at)
+    await work.users.save(user)
+    tokens = issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime, device_token=device_token)
+    return LoggedIn(user=user_view(user), tokens=tokens)
+
+
+async def _recognise_device(ctx: Context, call: Call, work: UnitOfWork, user: User, *, at: datetime) -> str | None:
+    """None for a device that proved itself; else a new token by which it will be known."""
+    if call.device_token and await work.sessions.knows_device(user.id, hash_of(call.device_token), at=at):
+        return None
+    token = new_secret()
+    await work.sessions.add_device(user.id, hash_of(token), at=at, lifetime=ctx.settings.lifetimes.device)
+    return token
+
+
+HANDLERS: Handlers = {
+    Register: register,
+    VerifyEmail: verify_email,
+    ResendVerification: resend_verification,
+    Login: login,
+}

@@ -1,0 +1,89 @@
+"""`run --workers N`: one supervisor, N processes of the same groups, one page of health and metrics for all."""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from adapters.nats import connect
+from adapters.postgres import Database
+from adapters.redis import Redis
+from adapters.settings import Settings
+from handlers.vitals import Vitals, http_routes, http_server
+
+log = structlog.get_logger()
+
+STOP_S = 10.0
+PAUSE_S_MIN, PAUSE_S_MAX = 0.5, 30.0
+STEADY_S = 60.0
+
+
+async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, stop: asyncio.Event) -> None:
+    """Keep N workers running until `stop`: one that ends is started again, after a pause that grows."""
+    lost = asyncio.Event()
+
+    async def on_closed() -> None:
+        lost.set()
+
+    async with AsyncExitStack() as stack:
+        figures = stack.enter_context(tempfile.TemporaryDirectory(prefix="user-service-metrics-"))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, figures)  # type: ignore[no-untyped-call]
+        database = await Database.connect(settings.model_copy(update={"pool_min": 1, "pool_max": 2}), name="supervisor")
+        stack.push_async_callback(database.close)
+        redis = Redis(settings.redis)
+        stack.push_async_callback(redis.close)
+        bus = await connect(settings, name="supervisor", on_closed=on_closed)
+        stack.push_async_callback(bus.close)
+        vitals = Vitals(settings, database, bus, redis)
+        routes = http_routes(vitals.check, registry)
+        port = await stack.enter_async_context(http_server(routes, host=settings.http_host, port=settings.http_port))
+        log.info("supervising", workers=workers, httpPort=port)
+        async with asyncio.TaskGroup() as keepers:
+            for number in range(workers):
+                keepers.create_task(_keep(groups, figures, stop, number), name=f"worker {number}")
+
+
+async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number: int) -> None:
+    pause_s = PAUSE_S_MIN
+    loop = asyncio.get_running_loop()
+    while not stop.is_set():
+        began = loop.time()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "handlers.cli", "run", *groups,
+            env=os.environ | {"USER_SERVICE_SUPERVISED": "1", "PROMETHEUS_MULTIPROC_DIR": figures},
+        )  # fmt: skip
+        await _until_ended(process, stop)
+        mark_process_dead(process.pid, figures)  # type: ignore[no-untyped-call]
+        if stop.is_set():
+            return
+        pause_s = PAUSE_S_MIN if loop.time() - began > STEADY_S else min(pause_s * 2, PAUSE_S_MAX)
+        log.error("worker ended", worker=number, exit=process.returncode, startsAgainInS=pause_s)
+        try:
+            async with asyncio.timeout(pause_s):
+                await stop.wait()
+        except TimeoutError:
+            continue
+
+
+async def _until_ended(process: asyncio.subprocess.Process, stop: asyncio.Event) -> None:
+    """Wait for a worker's end; on `stop` ask it to end, and after ten seconds make it."""
+    ending = asyncio.create_task(process.wait())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([ending, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            process.send_signal(signal.SIGTERM)
+            await asyncio.wait([ending], timeout=STOP_S + 2)
+        if not ending.done():
+            process.kill()
+            await ending
+    finally:
+        stopping.cancel()
