@@ -44,7 +44,9 @@ class StoredEvent:
     @property
     def body(self) -> bytes:
         """What goes out on the stream, byte for byte the same each time."""
-        return self.event.model_dump_json(by_alias=True, exclude_none=False, exclude=_without_erased(self.event)).encode()
+        return self.event.model_dump_json(
+            by_alias=True, exclude_none=False, exclude=_without_erased(self.event)
+        ).encode()
 
 
 def _without_erased(event: Event) -> set[str] | None:

@@ -38,7 +38,9 @@ class Claim:
 
     async def keep(self, connection: Connection, *, success: bool, body: str, at: datetime) -> None:
         """Store the reply with its effect; raises `Stale` when the claim went to another meanwhile."""
-        sealed = encrypt(self.seal_key, json.dumps({"success": success, "body": body}).encode(), "idempotency_keys.reply")
+        sealed = encrypt(
+            self.seal_key, json.dumps({"success": success, "body": body}).encode(), "idempotency_keys.reply"
+        )
         kept = await connection.fetchval(
             "UPDATE idempotency_keys SET reply_sealed = $3, secret_until = $4, expires_at = $5 "
             "WHERE key_mac = $1 AND claimed_by = $2 AND reply_sealed IS NULL RETURNING true",
@@ -65,7 +67,14 @@ class IdempotencyKeys:
         self._keys = keys
 
     async def claim(
-        self, key: str, *, subject: str, user_id: UUID | None, canonical_body: bytes, lease: timedelta, holds_secrets: bool
+        self,
+        key: str,
+        *,
+        subject: str,
+        user_id: UUID | None,
+        canonical_body: bytes,
+        lease: timedelta,
+        holds_secrets: bool,
     ) -> Claim | Kept | None:
         """The right to work, the first reply, or None while another works; raises `IdempotencyKeyReused`."""
         caller = str(user_id or "anonymous").encode()

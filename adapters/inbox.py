@@ -35,9 +35,7 @@ class Letter:
 
 
 async def is_done(connection: Connection, group: str, event_id: UUID) -> bool:
-    found = await connection.fetchval(
-        "SELECT true FROM inbox WHERE group_name = $1 AND event_id = $2", group, event_id
-    )
+    found = await connection.fetchval("SELECT true FROM inbox WHERE group_name = $1 AND event_id = $2", group, event_id)
     return bool(found)
 
 

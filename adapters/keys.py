@@ -130,7 +130,9 @@ def read_keys(path: Path) -> Keys:
         raw = json.loads(path.read_text())
         rings: dict[str, Ring] = {p: _read_ring(p, raw) for p in (*ASYMMETRIC, *SYMMETRIC)}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BadKeys(f"{path} is no key file ({type(error).__name__}); make one with `user-service keys init`") from None
+        raise BadKeys(
+            f"{path} is no key file ({type(error).__name__}); make one with `user-service keys init`"
+        ) from None
     return Keys(rings)
 
 

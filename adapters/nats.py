@@ -72,9 +72,6 @@ async def connect(
     """
     client = client or Client()
 
-    async def on_error(error: Exception) -> None:
-        log.warning("nats error", connection=name, error=type(error).__name__, message=str(error)[:200])
-
     async def on_disconnected() -> None:
         log.warning("nats disconnected", connection=name)
 
@@ -84,7 +81,7 @@ async def connect(
     try:
         async with asyncio.timeout(CONNECT_S):
             await client.connect(
-                error_cb=on_error,
+                error_cb=error_reporter(name),
                 disconnected_cb=on_disconnected,
                 reconnected_cb=on_reconnected,
                 closed_cb=on_closed,
@@ -94,6 +91,15 @@ async def connect(
         log.warning("nats is not available", error=type(error).__name__)
         raise Unavailable from error
     return client
+
+
+def error_reporter(name: str) -> Callable[[Exception], Awaitable[None]]:
+    """Logs what goes wrong on a connection: refused subjects and dropped messages among it."""
+
+    async def report(error: Exception) -> None:
+        log.warning("nats error", connection=name, error=type(error).__name__, message=str(error)[:200])
+
+    return report
 
 
 def connection_options(settings: Settings, *, name: str) -> dict[str, Any]:

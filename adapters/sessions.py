@@ -57,7 +57,13 @@ class Sessions:
         self._connection = connection
 
     async def open(
-        self, session: Session, *, token_hash: bytes, device_info: dict[str, str], ip: str | None, user_agent: str | None
+        self,
+        session: Session,
+        *,
+        token_hash: bytes,
+        device_info: dict[str, str],
+        ip: str | None,
+        user_agent: str | None,
     ) -> None:
         await self._connection.execute(
             _OPEN, session.id, session.user_id, token_hash, device_info, ip, user_agent, session.remember_me,
@@ -102,7 +108,10 @@ class Sessions:
 
     async def knows_device(self, user_id: UUID, token_hash: bytes, *, at: datetime) -> bool:
         found = await self._connection.fetchval(
-            "SELECT true FROM device_tokens WHERE hash = $1 AND user_id = $2 AND expires_at > $3", token_hash, user_id, at
+            "SELECT true FROM device_tokens WHERE hash = $1 AND user_id = $2 AND expires_at > $3",
+            token_hash,
+            user_id,
+            at,
         )
         return bool(found)
 

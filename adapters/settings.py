@@ -56,7 +56,9 @@ class Settings(BaseSettings):
         validation_alias=_named("DATABASE_OWNER_URL"),
         description="PostgreSQL, as the role that owns the schema; only `migrate` and `doctor` use it",
     )
-    redis_url: SecretStr = Field(validation_alias=_named("REDIS_URL"), description="Valkey or Redis; `none` runs without")
+    redis_url: SecretStr = Field(
+        validation_alias=_named("REDIS_URL"), description="Valkey or Redis; `none` runs without"
+    )
     smtp_url: SecretStr = Field(validation_alias=_named("SMTP_URL"), description="where mail goes")
     public_url: str = Field(
         default="http://localhost:8080", validation_alias=_named("PUBLIC_URL"), description="where mail links lead"
@@ -70,19 +72,24 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto", description="`auto`: readable on a terminal, JSON lines elsewhere"
     )
-    keys_file: Path | None = Field(default=None, description="JSON file of key rings, made by `keys init`; `run` needs it")
+    keys_file: Path | None = Field(
+        default=None, description="JSON file of key rings, made by `keys init`; `run` needs it"
+    )
     service_name: str = Field(default="user-service", description="product name that mails speak of")
     mail_from: str = Field(default="user-service <no-reply@localhost>", description="sender of all mail")
     allow_plaintext: bool = Field(default=False, description="allow servers without TLS elsewhere than on loopback")
 
     rate_limits: Literal["on", "off"] = Field(default="on", description="`off` for load tests")
     limit_login: RateSetting = Field(
-        default=Rate(tries_max=5, window_s=900), description="failed sign-ins of an account from a source, `tries/seconds`"
+        default=Rate(tries_max=5, window_s=900),
+        description="failed sign-ins of an account from a source, `tries/seconds`",
     )
     limit_login_source: RateSetting = Field(
         default=Rate(tries_max=50, window_s=900), description="failed sign-ins from a source, over all accounts"
     )
-    limit_register: RateSetting = Field(default=Rate(tries_max=3, window_s=3600), description="registrations by address")
+    limit_register: RateSetting = Field(
+        default=Rate(tries_max=3, window_s=3600), description="registrations by address"
+    )
     limit_general: RateSetting = Field(default=Rate(tries_max=1000, window_s=900), description="the rest, by caller")
     limit_mail_address: RateSetting = Field(
         default=Rate(tries_max=3, window_s=3600), description="mails asked for, by mail address"
@@ -98,7 +105,9 @@ class Settings(BaseSettings):
     )
     hash_threads: int = Field(default=0, ge=0, le=64, description="hashing threads; 0 is one for each core")
     hash_queue: int = Field(default=64, ge=1, le=10_000, description="hashes that may wait before requests are shed")
-    password_policy: Literal["composition", "nist"] = Field(default="composition", description="rules for new passwords")
+    password_policy: Literal["composition", "nist"] = Field(
+        default="composition", description="rules for new passwords"
+    )
     require_verified_email: bool = Field(default=True, description="sign-in needs a verified address")
 
     requests_max: int = Field(default=512, ge=1, le=100_000, description="requests in work at once; more are shed")

@@ -72,7 +72,16 @@ def set_up_logs(level: str, environment: str, form: str = "auto", stream: TextIO
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for noisy in ("nats", "faststream", "uvicorn.access", "aiosmtplib", "asyncio", "mail.log"):
+    for noisy in (
+        "nats",
+        "faststream",
+        "uvicorn",
+        "uvicorn.error",
+        "uvicorn.access",
+        "aiosmtplib",
+        "asyncio",
+        "mail.log",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -87,9 +96,7 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         labels = ["method", "route"]
-        self.requests = Counter(
-            "http_requests_total", "Requests answered", [*labels, "status_code"], registry=registry
-        )
+        self.requests = Counter("http_requests_total", "Requests answered", [*labels, "status_code"], registry=registry)
         self.request_seconds = Histogram(
             "http_request_duration_seconds", "Time from arrival to reply", labels, buckets=_FINE, registry=registry
         )
@@ -107,7 +114,9 @@ class Metrics:
         self.relay_lag = Gauge("relay_lag_seconds", "Age of the oldest event not yet announced", registry=registry)
         self.relay_published = Counter("relay_published_total", "Events announced", registry=registry)
         self.relay_foreign = Counter(
-            "relay_foreign_messages_total", "Messages on a user's subject that are none of our events", registry=registry
+            "relay_foreign_messages_total",
+            "Messages on a user's subject that are none of our events",
+            registry=registry,
         )
         self.deliveries = Counter(
             "event_deliveries_total", "Deliveries by what became of them", ["group", "outcome"], registry=registry

@@ -185,5 +185,3 @@ def _whole(value: object) -> int:
     if not isinstance(value, int):
         raise ValueError("not a number")
     return value
-
-

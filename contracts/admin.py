@@ -90,6 +90,10 @@ OPERATIONS = (
     Operation("users.v1.admin.users.list", ListUsers, UserPage, "GET /admin/users", caller=Permission.USERS_READ),
     Operation("users.v1.admin.users.get", GetUser, UserShown, "GET /admin/users/:id", caller=Permission.USERS_READ),
     Operation(
-        "users.v1.admin.audit-logs.list", ListAuditLogs, AuditPage, "GET /admin/audit-logs", caller=Permission.AUDIT_READ
+        "users.v1.admin.audit-logs.list",
+        ListAuditLogs,
+        AuditPage,
+        "GET /admin/audit-logs",
+        caller=Permission.AUDIT_READ,
     ),
 )

@@ -92,9 +92,7 @@ class KeySet(Wire):
 
 
 OPERATIONS = (
-    Operation(
-        "users.v1.auth.register", Register, Registered, "POST /auth/register", limit=Limit.REGISTER, writes=True
-    ),
+    Operation("users.v1.auth.register", Register, Registered, "POST /auth/register", limit=Limit.REGISTER, writes=True),
     Operation("users.v1.auth.verify-email", VerifyEmail, EmailVerified, "POST /auth/verify-email", writes=True),
     Operation(
         "users.v1.auth.resend-verification",
@@ -115,8 +113,6 @@ OPERATIONS = (
     ),
     Operation("users.v1.auth.refresh", Refresh, Refreshed, "POST /auth/refresh"),
     Operation("users.v1.auth.logout", Logout, Empty, "POST /auth/logout", caller=Caller.IF_SIGNED_IN, writes=True),
-    Operation(
-        "users.v1.auth.verify-token", VerifyToken, TokenVerdict, "POST /auth/introspect", limit=Limit.NONE
-    ),
+    Operation("users.v1.auth.verify-token", VerifyToken, TokenVerdict, "POST /auth/introspect", limit=Limit.NONE),
     Operation("users.v1.auth.jwks", Jwks, KeySet, "GET /.well-known/jwks.json", limit=Limit.NONE),
 )

@@ -81,9 +81,7 @@ class ProfileUpdated(Wire):
 
 
 OPERATIONS = (
-    Operation(
-        "users.v1.profile.get", GetProfile, ProfileShown, "GET /users/:id/profile", caller=Caller.SIGNED_IN
-    ),
+    Operation("users.v1.profile.get", GetProfile, ProfileShown, "GET /users/:id/profile", caller=Caller.SIGNED_IN),
     Operation(
         "users.v1.profile.update",
         UpdateProfile,

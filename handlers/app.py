@@ -33,7 +33,7 @@ from contracts.api import OPERATIONS
 from domain.session import Standing
 from handlers.context import Context, Handlers
 from handlers.dead_letters import Announcer
-from handlers.delivery import Deliverer, EventHandler
+from handlers.delivery import Deliverer, EventHandler, GroupIsSilent as GroupIsSilent
 from handlers.dispatcher import Dispatcher, pair
 from handlers.events.audit import Audit
 from handlers.events.cache import Cache

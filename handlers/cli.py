@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from adapters.keys import Keys
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Accounts and sessions over NATS."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Accounts and sessions over NATS.",
 )
 dev_app = typer.Typer(help="Run the whole service on embedded servers, or look at its mail.")
 events_app = typer.Typer(no_args_is_help=True, help="Look at the stream of events.")
@@ -43,30 +47,29 @@ def main() -> None:
     """Run a command; every foreseen failure is one line on stderr and exit 1."""
     try:
         app()
-    except (Failure, BadSettings) as error:
-        err.print(str(error), style="red", markup=False)
+    except* (Failure, BadSettings) as group:
+        for error in group.exceptions:
+            err.print(str(error), style="red", markup=False)
         sys.exit(1)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; what is foreseen to go wrong becomes one line."""
+    """Run to the end; what is foreseen to go wrong becomes one line, also from inside a task group."""
     import uvloop  # noqa: PLC0415 - imports that only some commands need are made there
+    from nats.errors import Error as NatsError  # noqa: PLC0415
 
     from adapters.bus_client import BusFailure  # noqa: PLC0415
-    from adapters.keys import BadKeys  # noqa: PLC0415
     from adapters.migrations import MigrationRefused  # noqa: PLC0415
     from domain.refusals import Unavailable  # noqa: PLC0415
 
     try:
         uvloop.run(work)
-    except Unavailable as error:
-        cause = type(error.__cause__ or error).__name__
-        raise Failure(f"a server does not answer ({cause}); `user-service doctor` says which") from error
-    except (BusFailure, BadKeys, MigrationRefused) as error:
-        raise Failure(str(error)) from error
-    except OSError as error:
-        raise Failure(f"{error.strerror or error}") from error
-    except KeyboardInterrupt:
+    except* Unavailable as group:
+        cause = type(group.exceptions[0].__cause__ or group.exceptions[0]).__name__
+        raise Failure(f"a server does not answer ({cause}); `user-service doctor` says which") from group
+    except* (BusFailure, MigrationRefused, NatsError, OSError) as group:
+        raise Failure("; ".join(str(error) or type(error).__name__ for error in group.exceptions)) from group
+    except* KeyboardInterrupt:
         sys.exit(130)
 
 
@@ -77,6 +80,7 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
         return
     from adapters.embedded_state import EmbeddedFailure  # noqa: PLC0415
     from adapters.telemetry import set_up_logs  # noqa: PLC0415
+    from handlers.app import Ended, GroupIsSilent  # noqa: PLC0415
     from handlers.vitals import PortTaken  # noqa: PLC0415
 
     ready = (ready_file or data_dir / "ready.json").absolute()
@@ -89,10 +93,10 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
 
     try:
         _run(work())
-    except (EmbeddedFailure, PortTaken) as error:
-        raise Failure(str(error)) from error
-    except ImportError as error:
-        raise Failure(f"{error.name} is missing: install user-service[dev]") from error
+    except* (EmbeddedFailure, PortTaken, Ended, GroupIsSilent) as group:
+        raise Failure("; ".join(str(error) for error in group.exceptions)) from group
+    except* ImportError as group:
+        raise Failure("the embedded servers are missing: install user-service[dev]") from group
 
 
 @dev_app.command("mail")
@@ -126,12 +130,14 @@ def dev_mail(
 
 @app.command()
 def run(
-    groups: Annotated[list[str] | None, typer.Argument(help="requests relay email audit cache jobs; default: all")] = None,
+    groups: Annotated[
+        list[str] | None, typer.Argument(help="requests relay email audit cache jobs; default: all")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, under one supervisor.")] = 1,
 ) -> None:
     """Run the service, or some of its groups, on the servers that the environment names."""
     from adapters.telemetry import set_up_logs  # noqa: PLC0415
-    from handlers.app import GROUPS, Ended, serve  # noqa: PLC0415
+    from handlers.app import GROUPS, Ended, GroupIsSilent, serve  # noqa: PLC0415
     from handlers.supervisor import supervise  # noqa: PLC0415
     from handlers.vitals import PortTaken  # noqa: PLC0415
 
@@ -152,7 +158,7 @@ def run(
 
     try:
         _run(work())
-    except* (Ended, PortTaken) as group:
+    except* (Ended, GroupIsSilent, PortTaken) as group:
         raise Failure("; ".join(str(error) for error in group.exceptions)) from group
 
 
@@ -177,7 +183,9 @@ def migrate(
             return
         found = await migrations.status(url)
         rows = [{"name": m.name, "appliedAt": m.applied_at.isoformat() if m.applied_at else None} for m in found]
-        typer.echo(json.dumps(rows) if as_json else "\n".join(f"{r['name']}  {r['appliedAt'] or 'waits'}" for r in rows))
+        typer.echo(
+            json.dumps(rows) if as_json else "\n".join(f"{r['name']}  {r['appliedAt'] or 'waits'}" for r in rows)
+        )
 
     _run(work())
 
@@ -259,7 +267,9 @@ def create_admin(
 @events_app.command("tail")
 def events_tail(
     subject: Annotated[str, typer.Argument(help="Which events.")] = "users.events.v1.>",
-    from_start: Annotated[bool, typer.Option("--from-start", help="All that the stream holds, then what comes.")] = False,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="All that the stream holds, then what comes.")
+    ] = False,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
     as_json: AsJson = False,
     ready_file: ReadyFile = None,
@@ -278,7 +288,9 @@ def events_tail(
                     typer.echo(json.dumps(event, ensure_ascii=False))
                 else:
                     data = json.dumps(event["data"], ensure_ascii=False)
-                    typer.echo(f"{event['timestamp']}  {event['aggregateId']}  v{event['version']}  {event['type']}  {data}")
+                    typer.echo(
+                        f"{event['timestamp']}  {event['aggregateId']}  v{event['version']}  {event['type']}  {data}"
+                    )
                 left = None if left is None else left - 1
                 if left == 0:
                     return

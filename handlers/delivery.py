@@ -38,6 +38,10 @@ class Permanent(Exception):
         self.reason = reason
 
 
+class GroupIsSilent(Exception):
+    """A group has work waiting and does not pull: the process must end, so that a fresh one does its work."""
+
+
 EventHandler = Callable[[StoredEvent], Awaitable[str]]
 """Does what a group does with an event, once or many times with one effect; returns a word for the outcome."""
 
@@ -156,9 +160,7 @@ class Deliverer:
         name, message = type(error).__name__, str(error)
         trace = "".join(traceback.format_exception(error, limit=8))
         async with self._database.connection() as connection:
-            await record_attempt(
-                connection, self.group, delivery.event_id, delivery.number, name, message, trace
-            )
+            await record_attempt(connection, self.group, delivery.event_id, delivery.number, name, message, trace)
         log.warning(
             "delivery failed", group=self.group, eventId=str(delivery.event_id), attempt=delivery.number, error=name
         )

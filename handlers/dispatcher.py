@@ -63,7 +63,9 @@ class TableMismatch(Exception):
     """An operation without a handler, or a handler without an operation."""
 
 
-def pair(operations: Sequence[Operation], handlers: Mapping[type[Wire], Handler]) -> dict[str, tuple[Operation, Handler]]:
+def pair(
+    operations: Sequence[Operation], handlers: Mapping[type[Wire], Handler]
+) -> dict[str, tuple[Operation, Handler]]:
     """Every operation with its handler, by subject; raises `TableMismatch` for a row or a function left over."""
     wanted = {operation.request for operation in operations}
     faults = [f"{operation.subject} has no handler" for operation in operations if operation.request not in handlers]
@@ -183,7 +185,9 @@ class Dispatcher:
                 return  # not a request: there is nobody to answer
             if self._refusing or len(self._tasks) >= self._ctx.settings.requests_max:
                 self._ctx.metrics.shed.inc()
-                await self._finish(operation, message, self._refuse(message.headers or {}, Overloaded()), time.perf_counter())
+                await self._finish(
+                    operation, message, self._refuse(message.headers or {}, Overloaded()), time.perf_counter()
+                )
                 return
             task = asyncio.create_task(self._handle(operation, handler, message))
             self._tasks.add(task)

@@ -97,8 +97,6 @@ def header(headers: Mapping[str, str], name: str) -> str | None:
     return value or None
 
 
-
-
 def _printable(value: str | None, chars_max: int) -> str | None:
     if value is None:
         return None
@@ -254,5 +252,3 @@ def error_of(refusal: Refusal) -> Error:
             return error.model_copy(update={"locked_until": refusal.locked_until})
         case _:
             return error
-
-

@@ -12,10 +12,19 @@ from faststream.nats.annotations import NatsMessage
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
-from adapters.nats import EVENTS_STREAM, FETCHES, JetStreamContext, connection_options, consumer_config, provision
+from adapters.nats import (
+    EVENTS_STREAM,
+    FETCHES,
+    INBOX_PREFIX,
+    JetStreamContext,
+    connection_options,
+    consumer_config,
+    error_reporter,
+    provision,
+)
 from adapters.settings import Settings
 from adapters.telemetry import Metrics
-from handlers.delivery import Deliverer
+from handlers.delivery import Deliverer, GroupIsSilent
 
 log = structlog.get_logger()
 
@@ -23,10 +32,6 @@ WATCH_S = 2.0
 SILENT_S = 60.0
 GRACE_S = 8.0
 """How long a stop waits for deliveries in work; what takes longer is cancelled and handed back at once."""
-
-
-class GroupIsSilent(Exception):
-    """A group has work waiting and does not pull: the process must end, so that a fresh one does its work."""
 
 
 async def _as_it_is(message: NatsMessage) -> NatsMessage:
@@ -44,6 +49,7 @@ def make_broker(
         apply_types=False,
         graceful_timeout=GRACE_S,
         closed_cb=on_closed,
+        error_cb=error_reporter("groups"),
         **options,
     )
     for group, deliverer in deliverers.items():
@@ -56,6 +62,7 @@ def make_broker(
             pull_sub=PullSub(batch_size=FETCHES[group], timeout=5.0),
             ack_policy=AckPolicy.MANUAL,
             no_reply=True,
+            inbox_prefix=f"{INBOX_PREFIX}.".encode(),
             decoder=_as_it_is,
         )
         subscriber(_delivering(deliverer))
@@ -69,7 +76,9 @@ def _delivering(deliverer: Deliverer) -> Callable[[NatsMessage], Awaitable[None]
     return deliver
 
 
-async def watch(js: JetStreamContext, settings: Settings, deliverers: Mapping[str, Deliverer], metrics: Metrics) -> None:
+async def watch(
+    js: JetStreamContext, settings: Settings, deliverers: Mapping[str, Deliverer], metrics: Metrics
+) -> None:
     """Measure every group, make a durable again that was deleted, and raise `GroupIsSilent` for one that sleeps.
 
     A durable made again starts at the stream's beginning; the inbox keeps that from repeating an effect.
@@ -90,4 +99,4 @@ async def watch(js: JetStreamContext, settings: Settings, deliverers: Mapping[st
             metrics.consumer_unacked.labels(group).set(info.num_ack_pending or 0)
             silent_s = time.monotonic() - deliverer.last_active
             if info.num_pending and not info.num_waiting and not deliverer.in_work and silent_s > SILENT_S:
-                raise GroupIsSilent(group)
+                raise GroupIsSilent(f"group {group} has work waiting and does not pull")

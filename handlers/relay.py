@@ -188,7 +188,9 @@ class Relay:
         version = await self._version_of(head.user_id, message_id)
         if version is None:
             self._metrics.relay_foreign.inc()
-            log.error("a message on a user's subject is no event of theirs", userId=str(head.user_id), sequence=sequence)
+            log.error(
+                "a message on a user's subject is no event of theirs", userId=str(head.user_id), sequence=sequence
+            )
             return False, sequence
         return version >= stored.event.version, sequence
 

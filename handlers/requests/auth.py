@@ -250,9 +250,7 @@ async def _open_session(ctx: Context, call: Call, work: UnitOfWork, user: User, 
         user_agent=call.user_agent,
     )
     device_token = await _recognise_device(ctx, call, work, user, at=at)
-    user.sign_in(
-        session_id=session.id, method="password", known_device=device_token is None, origin=call.origin, at=at
-    )
+    user.sign_in(session_id=session.id, method="password", known_device=device_token is None, origin=call.origin, at=at)
     excess = await work.sessions.past_cap(user.id, cap=ctx.settings.session_cap, at=at)
     for ended in await work.sessions.end(excess, reason="session_cap", at=at):
         user.session_revoked(ended, reason="session_cap", at=at)

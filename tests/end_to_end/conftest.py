@@ -1,0 +1,22 @@
+"""One running `dev` for all stories that leave it as it was."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+from tests.gateway import Gateway, gateway
+from tests.program import Dev
+
+
+@pytest_asyncio.fixture(scope="session")
+async def dev(tmp_path_factory) -> AsyncIterator[Dev]:  # type: ignore[no-untyped-def]
+    base: Path = tmp_path_factory.mktemp("dev")
+    async with Dev(base / "data", USER_SERVICE_DELIVERY_PAUSES="0.2 0.4") as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def client(dev: Dev) -> AsyncIterator[Gateway]:
+    async with gateway(dev.ready) as found:
+        yield found
