@@ -68,8 +68,8 @@ WHERE ($1::uuid IS NULL OR a.user_id = $1) AND ($2::text IS NULL OR a.action = $
 _LIST = f"""
 SELECT a.*, k.wrapped {_MATCHING}
   AND ($6::timestamptz IS NULL OR (a.created_at, a.position) < ($6, $7::bigint))
-ORDER BY a.created_at DESC, a.position DESC OFFSET $8 LIMIT $9"""  # noqa: S608 - constants alone
-_COUNT = f"SELECT count(*) FROM (SELECT 1 {_MATCHING} LIMIT $6) AS counted"  # noqa: S608
+ORDER BY a.created_at DESC, a.position DESC OFFSET $8 LIMIT $9"""
+_COUNT = f"SELECT count(*) FROM (SELECT 1 {_MATCHING} LIMIT $6) AS counted"
 
 
 async def list_audit_rows(

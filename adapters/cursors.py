@@ -23,4 +23,5 @@ def read_cursor(cursor: str, *, parts: int) -> list[str]:
 
 
 def not_a_cursor() -> InvalidInput:
+    """The refusal for what somebody else made up, or a cursor of another list."""
     return InvalidInput([Fault("cursor", "not_a_cursor", "Use the nextCursor of an earlier page of the same list.")])

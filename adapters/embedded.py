@@ -211,7 +211,7 @@ class EmbeddedServers:
                     return await slot.server.ready()
             except EmbeddedFailure:
                 raise
-            except Exception as error:  # noqa: BLE001  each driver has errors of its own for "not yet"
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again until the deadline
                 seen = f"{type(error).__name__}"
             await asyncio.sleep(_READY_PAUSE_SECONDS)
         raise EmbeddedFailure(f"{name} was not ready in {_READY_LIMIT_SECONDS:.0f} s ({seen}); see {slot.log_path}")

@@ -1,4 +1,4 @@
-"""The event store and its outbox: appended in the transaction that changes the rows, read by the relay and the groups."""
+"""The event store and its outbox: appended in the transaction that changes the rows, read by relay and groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +57,8 @@ _APPEND = """
 WITH appended AS (
     INSERT INTO events (aggregate_id, occurred_at, metadata, traceparent, id, version, type, data, personal)
     SELECT $1, $2, $3, $4, row.*
-    FROM unnest($5::uuid[], $6::integer[], $7::text[], $8::jsonb[], $9::text[]) AS row (id, version, type, data, personal)
+    FROM unnest($5::uuid[], $6::integer[], $7::text[], $8::jsonb[], $9::text[])
+        AS row (id, version, type, data, personal)
     ORDER BY 6
     RETURNING position, version
 )
@@ -108,13 +109,14 @@ class EventLog:
 
 _COLUMNS = """e.position, e.id, e.aggregate_id, e.version, e.type, e.occurred_at, e.data, e.personal, e.metadata,
     e.traceparent, k.wrapped FROM events e LEFT JOIN user_keys k ON k.user_id = e.aggregate_id"""
-_GET = f"SELECT {_COLUMNS} WHERE e.id = $1"  # noqa: S608 - constants alone
+_GET = f"SELECT {_COLUMNS} WHERE e.id = $1"
 _UNSENT = f"""
 SELECT {_COLUMNS} JOIN outbox o ON o.position = e.position
-WHERE o.user_id = ANY($1) ORDER BY e.aggregate_id, e.version LIMIT $2"""  # noqa: S608
+WHERE o.user_id = ANY($1) ORDER BY e.aggregate_id, e.version LIMIT $2"""
 
 
 async def event_by_id(connection: Connection, personal: PersonalData, event_id: UUID) -> StoredEvent | None:
+    """An event as it stands, or None for an id that is none of ours."""
     row = await connection.fetchrow(_GET, event_id)
     return None if row is None else _stored(row, personal)
 

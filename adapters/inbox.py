@@ -35,6 +35,7 @@ class Letter:
 
 
 async def is_done(connection: Connection, group: str, event_id: UUID) -> bool:
+    """Has the group dealt with this event before?"""
     found = await connection.fetchval("SELECT true FROM inbox WHERE group_name = $1 AND event_id = $2", group, event_id)
     return bool(found)
 
@@ -51,6 +52,7 @@ async def mark_done(connection: Connection, group: str, event_id: UUID, outcome:
 async def record_attempt(
     connection: Connection, group: str, event_id: UUID, attempt: int, error: str, message: str, trace: str
 ) -> None:
+    """Remember why an attempt failed; cut to what a person reads."""
     await connection.execute(
         "INSERT INTO delivery_attempts (group_name, event_id, attempt, error, message, trace) "
         "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (group_name, event_id, attempt) DO UPDATE "
@@ -64,7 +66,8 @@ INSERT INTO dead_letters (id, group_name, event_id, n, user_id, event_type, reas
     headers, attempts, deliveries, stream_sequence)
 SELECT $1, $2, $3, 1 + (SELECT count(*) FROM dead_letters WHERE group_name = $2 AND event_id = $3), $4, $5, $6, $7, $8,
     $9, $10, $11, coalesce((SELECT jsonb_agg(jsonb_build_object('attempt', attempt, 'error', error, 'message', message,
-        'trace', trace, 'at', at) ORDER BY attempt) FROM delivery_attempts WHERE group_name = $2 AND event_id = $3), '[]'),
+        'trace', trace, 'at', at) ORDER BY attempt)
+        FROM delivery_attempts WHERE group_name = $2 AND event_id = $3), '[]'),
     $12, $13
 ON CONFLICT DO NOTHING"""
 
@@ -92,6 +95,7 @@ async def unannounced_letters(connection: Connection, letters_max: int) -> list[
 
 
 async def mark_announced(connection: Connection, letter_ids: list[UUID]) -> None:
+    """Listeners have been told of these letters."""
     await connection.execute("UPDATE dead_letters SET announced_at = now() WHERE id = ANY($1)", letter_ids)
 
 

@@ -81,11 +81,13 @@ class Keys:
 
 
 def encrypt(key: bytes, plain: bytes, place: str) -> str:
+    """AES-256-GCM under a fresh nonce, bound to a place; URL-safe text."""
     nonce = os.urandom(12)
     return b64(nonce + AESGCM(key).encrypt(nonce, plain, place.encode()))
 
 
 def decrypt(key: bytes, body: str, place: str) -> bytes:
+    """The plain bytes; raises `CannotOpen` for another key or place, or an altered text."""
     try:
         raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         return AESGCM(key).decrypt(raw[:12], raw[12:], place.encode())
@@ -99,10 +101,12 @@ def derive(secret: bytes, purpose: str) -> bytes:
 
 
 def public_bytes(private: Ed25519PrivateKey) -> bytes:
+    """The 32 bytes that a JWK shows as `x`."""
     return private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
 def b64(raw: bytes) -> str:
+    """URL-safe base64 without padding (RFC 7515)."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
@@ -124,6 +128,7 @@ def write_keys(path: Path) -> None:
 
 
 def read_keys(path: Path) -> Keys:
+    """The rings of a key file; raises `BadKeys` for one that is open to others or not whole."""
     try:
         if path.stat().st_mode & 0o007:
             raise BadKeys(f"{path} is open to every user of this machine; chmod 600 it")

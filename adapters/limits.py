@@ -81,6 +81,7 @@ class Reservation:
 
 
 def limit_headers(window: Window, remaining: int, reset_s: int) -> dict[str, str]:
+    """What every reply of a limited operation says of its tightest limit."""
     return {
         "RateLimit-Limit": str(window.tries_max),
         "RateLimit-Remaining": str(remaining),

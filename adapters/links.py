@@ -55,8 +55,9 @@ class Links:
 
 
 async def link_by_token(connection: Connection, token_hash: bytes, purpose: str) -> Link | None:
+    """The link that a mail token opens for this purpose, used or not; None for an unknown one."""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM link_tokens t JOIN links l ON l.id = t.link_id "  # noqa: S608 - a constant
+        f"SELECT {_COLUMNS} FROM link_tokens t JOIN links l ON l.id = t.link_id "
         "WHERE t.hash = $1 AND l.purpose = $2",
         token_hash, purpose,
     )  # fmt: skip
@@ -64,7 +65,8 @@ async def link_by_token(connection: Connection, token_hash: bytes, purpose: str)
 
 
 async def link_by_id(connection: Connection, link_id: UUID) -> Link | None:
-    row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM links l WHERE l.id = $1", link_id)  # noqa: S608
+    """A link by the `tokenId` of its event."""
+    row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM links l WHERE l.id = $1", link_id)
     return None if row is None else Link(**row)
 
 

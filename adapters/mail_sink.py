@@ -115,7 +115,7 @@ class _Deliveries:
     def __init__(self, sink: MailSink) -> None:
         self._sink = sink
 
-    async def handle_DATA(  # noqa: N802  aiosmtpd looks it up by this name
+    async def handle_DATA(  # noqa: N802 - aiosmtpd calls it so
         self, _server: SMTP, _session: Session, envelope: Envelope
     ) -> str:
         content = envelope.original_content

@@ -23,7 +23,12 @@ _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 
 _DATA = files("adapters") / "mail"
 # Text is never read as HTML; what goes into the page is escaped there.
-_AS_TEXT = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
+_AS_TEXT = Environment(
+    autoescape=False,  # noqa: S701
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 _AS_HTML = Environment(autoescape=True, undefined=StrictUndefined)
 
 

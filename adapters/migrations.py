@@ -15,7 +15,8 @@ _FILE = re.compile(r"(\d{4})_\w+\.sql")
 
 _LEDGER = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
-    version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now()
+    version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
 )"""
 
 

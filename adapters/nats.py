@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
-from nats.aio.client import Client as Client
+from nats.aio.client import Client
 from nats.errors import ConnectionClosedError, Error, NoServersError, OutboundBufferLimitError
-from nats.js import JetStreamContext as JetStreamContext
+from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
@@ -159,6 +159,7 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
 
 
 def consumer_config(settings: Settings, group: str) -> ConsumerConfig:
+    """How a group's durable consumer must be."""
     return ConsumerConfig(
         durable_name=group,
         deliver_policy=DeliverPolicy.ALL,
@@ -243,7 +244,7 @@ def _consumer_differences(wanted: ConsumerConfig, found: ConsumerConfig) -> list
     return _compare(f"consumer {wanted.durable_name}", wanted, found, names)
 
 
-def _compare(what: str, wanted: Any, found: Any, names: tuple[str, ...]) -> list[Difference]:  # noqa: ANN401
+def _compare(what: str, wanted: object, found: object, names: tuple[str, ...]) -> list[Difference]:
     return [
         Difference(f"{what}: {name}", getattr(wanted, name), getattr(found, name))
         for name in names

@@ -1,4 +1,4 @@
-"""Personal data at rest: encrypted under a key per user, so that destroying the key erases it and history stays whole."""
+"""Personal data at rest: encrypted under a key per user; destroying the key erases it, and history stays whole."""
 
 import json
 import os

@@ -19,7 +19,7 @@ WITH opened AS (
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $9, $9) RETURNING id
 )
 INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, $10 FROM opened"""
-_TOKEN = """
+_PRESENTED = """
 SELECT t.session_id, t.used_at, t.used_by, t.expires_at, t.successor_hash, t.successor_sealed,
        next.used_at IS NOT NULL AS successor_used
 FROM refresh_tokens t LEFT JOIN refresh_tokens next ON next.hash = t.successor_hash WHERE t.hash = $1"""
@@ -72,13 +72,13 @@ class Sessions:
 
     async def get(self, session_id: UUID) -> Session | None:
         row = await self._connection.fetchrow(
-            f"SELECT {_COLUMNS} FROM user_sessions WHERE id = $1",  # noqa: S608 - a constant
+            f"SELECT {_COLUMNS} FROM user_sessions WHERE id = $1",
             session_id,
         )
         return None if row is None else _session(row)
 
     async def token(self, token_hash: bytes) -> Spent | None:
-        row = await self._connection.fetchrow(_TOKEN, token_hash)
+        row = await self._connection.fetchrow(_PRESENTED, token_hash)
         if row is None:
             return None
         successor_used = row["successor_used"] if row["successor_hash"] is not None else None

@@ -59,14 +59,14 @@ async def list_users(connection: Connection, query: ListUsers) -> tuple[list[Use
     )
 
 
-_COUNT = f"SELECT count(*) FROM (SELECT 1 FROM users u WHERE {_MATCHING} LIMIT $4) AS counted"  # noqa: S608
+_COUNT = f"SELECT count(*) FROM (SELECT 1 FROM users u WHERE {_MATCHING} LIMIT $4) AS counted"
 
 
 def _statement(order: _Order) -> str:
     column, kind, way = order
     beyond = ">" if way == "ASC" else "<"
     return (
-        f"SELECT {column} AS place, {USER_COLUMNS} WHERE {_MATCHING} "  # noqa: S608 - constants of this module alone
+        f"SELECT {column} AS place, {USER_COLUMNS} WHERE {_MATCHING} "
         f"AND ($4::{kind} IS NULL OR ({column}, u.id) {beyond} ($4, $5::uuid)) "
         f"ORDER BY {column} {way}, u.id {way} OFFSET $6 LIMIT $7"
     )

@@ -26,7 +26,7 @@ _FROM = "FROM users u JOIN user_profiles p ON p.user_id = u.id"
 # Both rows are locked: a row that only joins would be read as it was before the wait.
 _LOCK = f"""
 SELECT {_USER}, {_PROFILE}, k.wrapped {_FROM} JOIN user_keys k ON k.user_id = u.id
-WHERE u.id = $1 AND u.status <> 'deleted' FOR UPDATE OF u, p"""  # noqa: S608 - constants alone, here and below
+WHERE u.id = $1 AND u.status <> 'deleted' FOR UPDATE OF u, p"""
 _ADD = """
 WITH added AS (
     INSERT INTO users (id, email, email_key, password_hash, first_name, last_name, role, status, email_verified,
@@ -41,7 +41,8 @@ WITH added AS (
 SELECT count(*) FROM added"""
 _SAVE = """
 UPDATE users SET email_verified = $2, failed_login_attempts = $3, last_login_at = $4, first_name = $5, last_name = $6,
-    revision = $7, version = $8, updated_at = $9, role = $10, status = $11, password_hash = $12, last_password_change = $13
+    revision = $7, version = $8, updated_at = $9, role = $10, status = $11, password_hash = $12,
+    last_password_change = $13
 WHERE id = $1"""
 _SAVE_PROFILE = """
 UPDATE user_profiles SET display_name = $2, bio = $3, website_url = $4, location = $5, timezone = $6, language = $7,
@@ -161,6 +162,7 @@ class Credentials:
 
 
 async def credentials_of(connection: Connection, key: str) -> Credentials | None:
+    """Whose address this key is, or None; read without a lock."""
     row = await connection.fetchrow(
         "SELECT id, password_hash FROM users WHERE email_key = $1 AND status <> 'deleted'", key
     )
@@ -175,10 +177,11 @@ class Account:
     profile: ProfileView
 
 
-_SHOW = f"SELECT {_USER}, {_PROFILE} {_FROM} WHERE u.id = $1 AND u.status <> 'deleted'"  # noqa: S608
+_SHOW = f"SELECT {_USER}, {_PROFILE} {_FROM} WHERE u.id = $1 AND u.status <> 'deleted'"
 
 
 async def account_of(connection: Connection, user_id: UUID) -> Account | None:
+    """A user and its profile now; None for unknown and deleted ones."""
     row = await connection.fetchrow(_SHOW, user_id)
     return None if row is None else Account(user_view(_user(row)), profile_view(_user(row), row["profile_updated_at"]))
 

@@ -140,4 +140,5 @@ def personal_fields(model: type[EventData]) -> frozenset[str]:
 
 
 def subject_of(event_type: str, user_id: UUID) -> str:
+    """Where an event of a user is announced."""
     return f"{SUBJECT_PREFIX}.{event_type}.{user_id}"

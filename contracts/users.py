@@ -81,6 +81,6 @@ class Tokens(Wire):
     access_token: str
     refresh_token: str
     device_token: str | None = None
-    token_type: Literal["Bearer"] = "Bearer"
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 - the scheme of RFC 6750
     expires_in: Annotated[int, Field(description="seconds until the access token expires")]
     refresh_expires_in: Annotated[int, Field(description="seconds until the refresh token expires")]

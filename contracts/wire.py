@@ -194,7 +194,7 @@ def _bounded_secret(value: SecretStr) -> SecretStr:
 def _only_text(value: object) -> object:
     """SecretStr would take numbers in lax mode; a password is a string or nothing."""
     if not isinstance(value, str | SecretStr):
-        raise ValueError("must be a string")  # noqa: TRY004 - pydantic reports ValueError only
+        raise ValueError("must be a string")
     return value
 
 

@@ -178,11 +178,10 @@ class User:
         changed: dict[str, object] = {}
         for name, value in changes.items():
             target = self if name in NAME_FIELDS else self.profile
-            if name == "notifications" and isinstance(value, dict):
-                value = self.profile.notifications | value
-            if getattr(target, name) != value:
-                setattr(target, name, value)
-                changed[name] = value
+            wanted = self.profile.notifications | value if isinstance(value, dict) else value
+            if getattr(target, name) != wanted:
+                setattr(target, name, wanted)
+                changed[name] = wanted
         if changed:
             self.revision += 1
             self._record(ProfileUpdated(user_id=self.id, changed=changed, revision=self.revision), at)

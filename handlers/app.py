@@ -12,6 +12,7 @@ from functools import partial
 from types import TracebackType
 
 import structlog
+from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from starlette.routing import BaseRoute
 
@@ -20,7 +21,7 @@ from adapters.hashing import Hasher
 from adapters.idempotency import IdempotencyKeys
 from adapters.keys import Keys
 from adapters.limits import Limits
-from adapters.nats import AnsweringClient, Client, connect, provision
+from adapters.nats import AnsweringClient, connect, provision
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.redis import Redis
@@ -33,7 +34,7 @@ from contracts.api import OPERATIONS
 from domain.session import Standing
 from handlers.context import Context, Handlers
 from handlers.dead_letters import Announcer
-from handlers.delivery import Deliverer, EventHandler, GroupIsSilent as GroupIsSilent
+from handlers.delivery import Deliverer, EventHandler
 from handlers.dispatcher import Dispatcher, pair
 from handlers.events.audit import Audit
 from handlers.events.cache import Cache
@@ -75,6 +76,7 @@ class Means:
 
 
 def now() -> datetime:
+    """The clock: aware, in UTC."""
     return datetime.now(UTC)
 
 
@@ -168,7 +170,7 @@ async def _start_events(
     deliverers = _deliverers(stack, loops, means, [group for group in EVENT_GROUPS if group in groups])
     if not deliverers:
         return _nothing
-    from handlers.groups import make_broker, watch  # noqa: PLC0415 - FastStream takes 200 ms to import
+    from handlers.groups import make_broker, watch
 
     broker = make_broker(means.settings, deliverers, on_closed=on_closed)
     stack.push_async_callback(broker.stop)

@@ -1,19 +1,18 @@
 """The command line: `user-service …`. Exit 0 for done, 1 for refused or failed, 2 for words that make no command."""
 
-import asyncio
 import json
 import os
-import signal
 import sys
-from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from adapters.settings import BadSettings, Settings, read_settings, variable_of
+from handlers.dev_commands import dev_app
+from handlers.terminal import AsJson, Failure, ReadyFile, nats_url_of, read_ready, run_to_end, stop_on_signals
 
 if TYPE_CHECKING:
     from adapters.keys import Keys
@@ -25,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Accounts and sessions over NATS.",
 )
-dev_app = typer.Typer(help="Run the whole service on embedded servers, or look at its mail.")
 events_app = typer.Typer(no_args_is_help=True, help="Look at the stream of events.")
 keys_app = typer.Typer(no_args_is_help=True, help="Make the server's keys.")
 app.add_typer(dev_app, name="dev")
@@ -33,14 +31,6 @@ app.add_typer(events_app, name="events")
 app.add_typer(keys_app, name="keys")
 
 out, err = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
-DataDir = Annotated[Path, typer.Option(help="Where the embedded servers keep their data.")]
-ReadyFile = Annotated[Path | None, typer.Option(help="Ready file of `dev`; default: ready.json in its data directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-DEFAULT_DIR = Path(".dev")
-
-
-class Failure(Exception):
-    """What a command could not do, in one line for its user."""
 
 
 def main() -> None:
@@ -53,81 +43,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; what is foreseen to go wrong becomes one line, also from inside a task group."""
-    import uvloop  # noqa: PLC0415 - imports that only some commands need are made there
-    from nats.errors import Error as NatsError  # noqa: PLC0415
-
-    from adapters.bus_client import BusFailure  # noqa: PLC0415
-    from adapters.migrations import MigrationRefused  # noqa: PLC0415
-    from domain.refusals import Unavailable  # noqa: PLC0415
-
-    try:
-        uvloop.run(work)
-    except* Unavailable as group:
-        cause = type(group.exceptions[0].__cause__ or group.exceptions[0]).__name__
-        raise Failure(f"a server does not answer ({cause}); `user-service doctor` says which") from group
-    except* (BusFailure, MigrationRefused, NatsError, OSError) as group:
-        raise Failure("; ".join(str(error) or type(error).__name__ for error in group.exceptions)) from group
-    except* KeyboardInterrupt:
-        sys.exit(130)
-
-
-@dev_app.callback(invoke_without_command=True)
-def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: ReadyFile = None) -> None:
-    """Start PostgreSQL, NATS, Valkey and a mail sink, and the whole service on them; stop with Ctrl-C."""
-    if context.invoked_subcommand is not None:
-        return
-    from adapters.embedded_state import EmbeddedFailure  # noqa: PLC0415
-    from adapters.telemetry import set_up_logs  # noqa: PLC0415
-    from handlers.app import Ended, GroupIsSilent  # noqa: PLC0415
-    from handlers.vitals import PortTaken  # noqa: PLC0415
-
-    ready = (ready_file or data_dir / "ready.json").absolute()
-    set_up_logs(level=os.environ.get("USER_SERVICE_LOG_LEVEL", "warning"), environment="development")
-
-    async def work() -> None:
-        from handlers.dev import dev as serve_dev  # noqa: PLC0415 - fails in one line where the extra is missing
-
-        await serve_dev(data_dir.absolute(), ready, stop=_stop_on_signals(), say=typer.echo)
-
-    try:
-        _run(work())
-    except* (EmbeddedFailure, PortTaken, Ended, GroupIsSilent) as group:
-        raise Failure("; ".join(str(error) for error in group.exceptions)) from group
-    except* ImportError as group:
-        raise Failure("the embedded servers are missing: install user-service[dev]") from group
-
-
-@dev_app.command("mail")
-def dev_mail(
-    last: Annotated[bool, typer.Option("--last", help="The newest mail alone.")] = False,
-    link: Annotated[bool, typer.Option("--link", help="Print the links alone.")] = False,
-    token: Annotated[bool, typer.Option("--token", help="Print the links' tokens alone.")] = False,
-    ready_file: ReadyFile = None,
-) -> None:
-    """Show the inbox of a running dev."""
-    from adapters.mail_sink import link_of, read_mail, stored_mails, token_of  # noqa: PLC0415
-
-    paths = stored_mails(Path(str(_ready(ready_file)["mailDir"])))
-    if not paths:
-        raise Failure("no mail has come yet")
-    for path in paths[-1:] if last else paths:
-        mail = read_mail(path)
-        if link or token:
-            found = link_of(mail) if link else token_of(mail)
-            if found is None and last:
-                raise Failure("the newest mail has no link")
-            if found:
-                typer.echo(found)
-        elif last:
-            body = mail.get_body(("plain",))
-            typer.echo(f"From: {mail['From']}\nTo: {mail['To']}\nSubject: {mail['Subject']}\n")
-            typer.echo(body.get_content() if body else "")
-        else:
-            typer.echo(f"{path.name}  {mail['To']}  {mail['Subject']}")
-
-
 @app.command()
 def run(
     groups: Annotated[
@@ -136,10 +51,11 @@ def run(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, under one supervisor.")] = 1,
 ) -> None:
     """Run the service, or some of its groups, on the servers that the environment names."""
-    from adapters.telemetry import set_up_logs  # noqa: PLC0415
-    from handlers.app import GROUPS, Ended, GroupIsSilent, serve  # noqa: PLC0415
-    from handlers.supervisor import supervise  # noqa: PLC0415
-    from handlers.vitals import PortTaken  # noqa: PLC0415
+    from adapters.telemetry import set_up_logs
+    from handlers.app import GROUPS, Ended, serve
+    from handlers.delivery import GroupIsSilent
+    from handlers.supervisor import supervise
+    from handlers.vitals import PortTaken
 
     unknown = sorted(set(groups or ()) - set(GROUPS))
     if unknown:
@@ -150,14 +66,14 @@ def run(
     chosen = tuple(groups or GROUPS)
 
     async def work() -> None:
-        stop = _stop_on_signals()
+        stop = stop_on_signals()
         if workers > 1:
             await supervise(settings, chosen, workers, stop=stop)
         else:
             await serve(settings, keys, chosen, stop=stop, on_ready=_log_ready, with_http=not _is_supervised())
 
     try:
-        _run(work())
+        run_to_end(work())
     except* (Ended, GroupIsSilent, PortTaken) as group:
         raise Failure("; ".join(str(error) for error in group.exceptions)) from group
 
@@ -168,8 +84,8 @@ def migrate(
     as_json: AsJson = False,
 ) -> None:
     """Bring the schema to this release, as its owner (DATABASE_OWNER_URL, else DATABASE_URL)."""
-    from adapters import migrations  # noqa: PLC0415
-    from adapters.postgres import role_of  # noqa: PLC0415
+    from adapters import migrations
+    from adapters.postgres import role_of
 
     url = os.environ.get("DATABASE_OWNER_URL") or os.environ.get("DATABASE_URL")
     if not url:
@@ -187,7 +103,7 @@ def migrate(
             json.dumps(rows) if as_json else "\n".join(f"{r['name']}  {r['appliedAt'] or 'waits'}" for r in rows)
         )
 
-    _run(work())
+    run_to_end(work())
 
 
 @app.command()
@@ -201,14 +117,14 @@ def call(
     ready_file: ReadyFile = None,
 ) -> None:
     """Send one request and print its reply; exit 1 when it is an error."""
-    from uuid import uuid4  # noqa: PLC0415
+    from uuid import uuid4
 
-    from adapters.bus_client import bus_client, request  # noqa: PLC0415
+    from adapters.bus_client import bus_client, request
 
     headers = {"Request-Id": str(uuid4()), **dict(_header(line) for line in header or ())}
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    url = _nats_url(ready_file)
+    url = nats_url_of(ready_file)
     refused = False
 
     async def work() -> None:
@@ -222,7 +138,7 @@ def call(
         else:
             out.print_json(json.dumps(reply, ensure_ascii=False))
 
-    _run(work())
+    run_to_end(work())
     if refused:
         sys.exit(1)
 
@@ -234,11 +150,11 @@ def create_admin(
     last_name: Annotated[str, typer.Option()] = "Admin",
 ) -> None:
     """Make an account with the role admin; the password is asked for, or read from USER_SERVICE_ADMIN_PASSWORD."""
-    from adapters.hashing import Hasher  # noqa: PLC0415
-    from adapters.personal_data import PersonalData  # noqa: PLC0415
-    from adapters.postgres import Database  # noqa: PLC0415
-    from handlers.operators import NewAdmin, Unacceptable, checked  # noqa: PLC0415
-    from handlers.operators import create_admin as make_admin  # noqa: PLC0415
+    from adapters.hashing import Hasher
+    from adapters.personal_data import PersonalData
+    from adapters.postgres import Database
+    from handlers.operators import NewAdmin, Unacceptable, checked
+    from handlers.operators import create_admin as make_admin
 
     settings = read_settings()
     keys = _keys(settings)
@@ -261,7 +177,7 @@ def create_admin(
             raise Failure(f"{email} is already registered")
         typer.echo(f"made {email} an admin")
 
-    _run(work())
+    run_to_end(work())
 
 
 @events_app.command("tail")
@@ -275,9 +191,9 @@ def events_tail(
     ready_file: ReadyFile = None,
 ) -> None:
     """Watch events go by; Ctrl-C ends it."""
-    from adapters.bus_client import bus_client, tail_events  # noqa: PLC0415
+    from adapters.bus_client import bus_client, tail_events
 
-    url = _nats_url(ready_file)
+    url = nats_url_of(ready_file)
 
     async def work() -> None:
         left = count
@@ -295,13 +211,13 @@ def events_tail(
                 if left == 0:
                     return
 
-    _run(work())
+    run_to_end(work())
 
 
 @keys_app.command("init")
 def keys_init(path: Annotated[Path, typer.Argument(help="A new file; one that is there is never touched.")]) -> None:
-    """Make a file of fresh random keys for USER_SERVICE_KEYS_FILE. Keep a backup: without it sessions and data are lost."""
-    from adapters.keys import write_keys  # noqa: PLC0415
+    """Make a file of random keys for USER_SERVICE_KEYS_FILE. Back it up: without it personal data cannot be read."""
+    from adapters.keys import write_keys
 
     try:
         write_keys(path)
@@ -315,9 +231,9 @@ def keys_init(path: Annotated[Path, typer.Argument(help="A new file; one that is
 @app.command()
 def doctor(as_json: AsJson = False, ready_file: ReadyFile = None) -> None:
     """Look at settings, servers, schema, streams, consumers and clock; say what to do about each fault."""
-    from dataclasses import asdict  # noqa: PLC0415
+    from dataclasses import asdict
 
-    from handlers.doctor import Finding, examine  # noqa: PLC0415
+    from handlers.doctor import Finding, examine
 
     settings, nats_url = _settings_to_examine(ready_file)
     findings: list[Finding] = []
@@ -330,7 +246,7 @@ def doctor(as_json: AsJson = False, ready_file: ReadyFile = None) -> None:
                 if not finding.good:
                     typer.echo(f"       → {finding.advice}")
 
-    _run(work())
+    run_to_end(work())
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
     if not all(finding.good for finding in findings):
@@ -363,7 +279,7 @@ def config(as_json: AsJson = False) -> None:
 
 
 def _keys(settings: Settings) -> "Keys":
-    from adapters.keys import BadKeys, read_keys  # noqa: PLC0415
+    from adapters.keys import BadKeys, read_keys
 
     if settings.keys_file is None:
         raise Failure("USER_SERVICE_KEYS_FILE: Field required; `user-service keys init FILE` makes one")
@@ -373,28 +289,11 @@ def _keys(settings: Settings) -> "Keys":
         raise Failure(str(error)) from error
 
 
-def _ready(ready_file: Path | None) -> dict[str, Any]:
-    """The ready file of a running dev."""
-    path = ready_file or DEFAULT_DIR / "ready.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Failure(f"no running `user-service dev` found ({path} cannot be read), and no NATS_URL is set") from error
-    return found
-
-
-def _nats_url(ready_file: Path | None) -> str:
-    """An explicit ready file, else NATS_URL, else the dev of this folder."""
-    if ready_file is None and os.environ.get("NATS_URL"):
-        return os.environ["NATS_URL"]
-    return str(_ready(ready_file)["natsUrl"])
-
-
 def _settings_to_examine(ready_file: Path | None) -> tuple[Settings, str]:
     if ready_file is None and os.environ.get("NATS_URL"):
         settings = read_settings()
         return settings, settings.nats_url.get_secret_value()
-    found = _ready(ready_file)
+    found = read_ready(ready_file)
     operator = str(found["natsUrls"]["operator"])
     settings = read_settings(
         nats_url=operator,
@@ -413,15 +312,8 @@ def _header(line: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
 async def _log_ready(port: int | None) -> None:
-    import structlog  # noqa: PLC0415
+    import structlog
 
     structlog.get_logger().info("ready", httpPort=port)
 

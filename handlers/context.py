@@ -88,7 +88,7 @@ class Call:
 
 def device_info(user_agent: str | None, device_id: str | None) -> dict[str, str]:
     """Family names of browser, system and device, for show only."""
-    import ua_parser  # noqa: PLC0415 - its tables take time to load, and not every process needs them
+    import ua_parser
 
     info = {} if device_id is None else {"deviceId": device_id}
     if user_agent:

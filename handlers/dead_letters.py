@@ -3,10 +3,11 @@
 import asyncio
 
 import structlog
+from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from adapters.inbox import Letter, mark_announced, unannounced_letters
-from adapters.nats import Client, MessageTooLarge, require_fits
+from adapters.nats import MessageTooLarge, require_fits
 from adapters.postgres import Database
 from domain.refusals import Overloaded, Stale, Unavailable
 

@@ -120,7 +120,7 @@ class Deliverer:
             except (Unavailable, Overloaded, Stale):
                 # Our own database is away: hold on, so that its outage does not use up this event's attempts.
                 await delivery.message.in_progress()
-                await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))
 
     async def _attempt(self, delivery: Delivery) -> str:
         if delivery.number > len(self._pauses_s) + 1:
@@ -167,7 +167,7 @@ class Deliverer:
         if delivery.number > len(self._pauses_s):
             return await self._bury(delivery, "attempts_exhausted", name, message)
         pause_s = self._pauses_s[delivery.number - 1]
-        await delivery.message.nak(delay=pause_s * random.uniform(1.0, 1.1))  # noqa: S311 - jitter
+        await delivery.message.nak(delay=pause_s * random.uniform(1.0, 1.1))
         return "put_off"
 
     async def _bury(self, delivery: Delivery, reason: str, error: str, message: str) -> str:

@@ -59,9 +59,9 @@ class Ready:
 async def dev(data_dir: Path, ready_file: Path, *, stop: asyncio.Event, say: Callable[[str], None]) -> None:
     """Serve until `stop`. Raises `EmbeddedFailure` with one clear line when something cannot be started."""
     async with AsyncExitStack() as stack:
-        servers = await stack.enter_async_context(EmbeddedServers(data_dir, log=lambda text: log.info(text)))
+        servers = await stack.enter_async_context(EmbeddedServers(data_dir, log=log.info))
+        ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - of a run that was killed; nothing is served yet
         stack.callback(ready_file.unlink, missing_ok=True)
-        ready_file.unlink(missing_ok=True)
         watching = asyncio.create_task(servers.watch())
         stack.push_async_callback(_end, watching)
 

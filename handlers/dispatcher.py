@@ -14,13 +14,14 @@ from datetime import timedelta
 from uuid import UUID
 
 import structlog
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig, ServiceStats
 
 from adapters.idempotency import Claim, IdempotencyKeys, Kept
 from adapters.limits import LimitReached, Window
-from adapters.nats import Client, MessageTooLarge, send, settle
+from adapters.nats import MessageTooLarge, send, settle
 from adapters.postgres import Connection
 from adapters.sessions import token_is_unused
 from adapters.telemetry import release
@@ -103,9 +104,9 @@ class MeasuredService(Service):
 
     async def drain_endpoints(self) -> None:
         """Leave the queue group without dropping what was handed over; the library's `stop` would drop it."""
-        subscriptions = [endpoint._subscription for endpoint in self._endpoints if endpoint._subscription]  # noqa: SLF001
+        subscriptions = [endpoint._subscription for endpoint in self._endpoints]  # noqa: SLF001
         self._endpoints = []
-        await asyncio.gather(*(subscription.drain() for subscription in subscriptions))
+        await asyncio.gather(*(subscription.drain() for subscription in subscriptions if subscription))
 
     def stats(self) -> ServiceStats:
         """All endpoints with what really happened there."""
@@ -227,7 +228,7 @@ class Dispatcher:
         request = read_body(operation, message.data)
         caller = await authenticate(ctx, operation, header(headers, "Authorization"))
         call = replace(call, caller=caller)
-        counted = await ctx.limits.reserve(_windows(ctx, operation, call, request))
+        counted = await ctx.limits.reserve(_windows(ctx, operation, call))
         key = idempotency_key_of(headers) if operation.writes else None
         reply_headers = {"Request-Id": call.request_id, **counted.headers}
         for _ in range(TRIES_MAX):
@@ -275,7 +276,7 @@ class Dispatcher:
             )
             if claim is not None:
                 return claim
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(pause_s * 2, 0.3)
 
     async def _work(
@@ -363,7 +364,7 @@ def _error_headers(error: Error) -> dict[str, str]:
     return {"Nats-Service-Error": error.message, "Nats-Service-Error-Code": str(number)}
 
 
-def _windows(ctx: Context, operation: Operation, call: Call, request: Wire) -> tuple[Window, ...]:
+def _windows(ctx: Context, operation: Operation, call: Call) -> tuple[Window, ...]:
     """What the dispatcher counts by itself; sign-in and mail are counted where their failure is known."""
     rates, name = ctx.settings, operation.limit.value
     if operation.limit in {Limit.NONE, Limit.LOGIN, Limit.MAIL}:

@@ -82,6 +82,7 @@ def read_call(headers: Mapping[str, str], *, subject: str, reply: str, ms_max: i
 
 
 def idempotency_key_of(headers: Mapping[str, str]) -> str | None:
+    """The key a caller made up; raises `InvalidInput` for one that could be guessed or is malformed."""
     key = header(headers, "Idempotency-Key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidInput([Fault("Idempotency-Key", "malformed", "Use 16 to 128 visible ASCII characters.")])
@@ -216,6 +217,7 @@ def outcome_json(outcome: Wire | Refusal) -> tuple[bool, str]:
 
 
 def success(reply: Wire, meta: Meta) -> bytes:
+    """A whole reply: `data`, and `pagination` where it is one page of many."""
     if isinstance(reply, Page):
         whole = reply.model_dump_json(by_alias=True)
         # A page is `{"items":[…],"pagination":{…}}`: the same bytes with its first key renamed.
@@ -224,10 +226,12 @@ def success(reply: Wire, meta: Meta) -> bytes:
 
 
 def replayed_success(data: str, meta: Meta) -> bytes:
+    """A reply around the `data` that was kept of the first one."""
     return b'{"success":true,"data":' + data.encode() + _meta(meta)
 
 
 def failure(error: str, meta: Meta) -> bytes:
+    """A whole error reply around the JSON of `error`."""
     return b'{"success":false,"error":' + error.encode() + _meta(meta)
 
 

@@ -1,4 +1,4 @@
-"""What a write tells everybody: this process at once, every other over the bus; and whether we still hear of others'."""
+"""What a write tells everybody: this process at once, every other over the bus; and whether we hear the others."""
 
 import asyncio
 import json
@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from uuid import UUID, uuid4
 
 import structlog
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from adapters.cache import LocalCache, SharedCache
-from adapters.nats import INVALIDATE, Client, send, settle
+from adapters.nats import INVALIDATE, send, settle
 from adapters.users import Account
 from domain.session import Standing
 

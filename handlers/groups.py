@@ -10,13 +10,13 @@ from faststream.middlewares import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from adapters.nats import (
     EVENTS_STREAM,
     FETCHES,
     INBOX_PREFIX,
-    JetStreamContext,
     connection_options,
     consumer_config,
     error_reporter,

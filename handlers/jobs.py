@@ -25,7 +25,7 @@ _CLEARING = {
 async def clear_away(database: Database) -> None:
     """For ever, a bounded number of rows at a time; several processes may do so at once."""
     while True:
-        await asyncio.sleep(PERIOD_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, so that they do not meet
+        await asyncio.sleep(PERIOD_S * random.uniform(0.5, 1.5))
         try:
             for table, condition in _CLEARING.items():
                 await _clear(database, table, condition)
@@ -36,6 +36,6 @@ async def clear_away(database: Database) -> None:
 async def _clear(database: Database, table: str, condition: str) -> None:
     for _ in range(_STEPS_MAX):
         async with database.connection() as connection:
-            done = await connection.execute(f"DELETE FROM {table} WHERE {condition}", ROWS_MAX)  # noqa: S608 - constants
+            done = await connection.execute(f"DELETE FROM {table} WHERE {condition}", ROWS_MAX)
         if int(done.rpartition(" ")[2]) < ROWS_MAX:
             return

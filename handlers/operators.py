@@ -13,8 +13,8 @@ from adapters.event_log import Trail
 from adapters.hashing import Hasher
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
-from adapters.unit_of_work import unit_of_work
 from adapters.settings import Settings
+from adapters.unit_of_work import unit_of_work
 from contracts.auth import Register
 from contracts.wire import Empty
 from domain.refusals import WeakPassword

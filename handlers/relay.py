@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import APIError
 
 from adapters.event_log import StoredEvent, unsent_events
-from adapters.nats import INVALIDATE, Client, MessageTooLarge, last_message, require_fits
+from adapters.nats import INVALIDATE, MessageTooLarge, last_message, require_fits
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.telemetry import Metrics
@@ -43,9 +44,11 @@ ORDER BY user_id LIMIT $2 FOR UPDATE SKIP LOCKED"""
 _SENT = """
 WITH gone AS (DELETE FROM outbox WHERE position = ANY($1))
 UPDATE relay_heads h SET version = row.version, stream_sequence = row.sequence
-FROM unnest($2::uuid[], $3::integer[], $4::bigint[]) AS row (user_id, version, sequence) WHERE h.user_id = row.user_id"""
+FROM unnest($2::uuid[], $3::integer[], $4::bigint[]) AS row (user_id, version, sequence)
+WHERE h.user_id = row.user_id"""
 _WAITING = """
-SELECT count(*) AS waiting, coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0) AS age_s FROM outbox"""
+SELECT count(*) AS waiting, coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0) AS age_s
+FROM outbox"""
 
 
 @dataclass(slots=True)

@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import uvicorn
+from nats.aio.client import Client
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from adapters.nats import Client
 from adapters.postgres import Database
 from adapters.redis import Redis, RedisAway
 from adapters.settings import Settings
@@ -83,12 +83,17 @@ async def _probe(name: str, ask: Callable[[], Awaitable[None]], *, required: boo
 
 async def _memory() -> None:
     """Linux alone tells; elsewhere nothing is claimed."""
-    path = Path("/proc/meminfo")
-    if path.exists():  # noqa: ASYNC240 - the kernel's memory, no disk
-        lines = dict(line.split(":", 1) for line in path.read_text().splitlines())  # noqa: ASYNC240
-        figures = {name: int(text.split()[0]) for name, text in lines.items() if text.split()}
-        if figures.get("MemAvailable", 1) < _MEMORY_FREE_MIN * figures.get("MemTotal", 1):
-            raise Unavailable
+    figures = _meminfo()
+    if figures.get("MemAvailable", 1) < _MEMORY_FREE_MIN * figures.get("MemTotal", 1):
+        raise Unavailable
+
+
+def _meminfo() -> dict[str, int]:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: int(text.split()[0]) for name, _, text in (line.partition(":") for line in lines) if text.split()}
 
 
 async def _disk() -> None:

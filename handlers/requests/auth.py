@@ -78,7 +78,7 @@ async def _taken(ctx: Context, work: UnitOfWork, request: Register) -> EmailTake
 
 def require_good_password(settings: Settings, request: Register) -> None:
     """Raise `WeakPassword` with every rule of the policy in force that a new account's password breaks."""
-    policy = COMPOSITION if settings.password_policy == "composition" else NIST
+    policy = COMPOSITION if settings.password_policy == "composition" else NIST  # noqa: S105 - a name
     words = own_words(request.email, request.first_name, request.last_name)
     require_acceptable(request.password.get_secret_value(), policy, own_words=words, is_common=is_common)
 

@@ -1,0 +1,65 @@
+"""What all commands share: how they fail, how they run, and how they find a running dev."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ReadyFile = Annotated[Path | None, typer.Option(help="Ready file of `dev`; default: ready.json in its data directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+DEFAULT_DIR = Path(".dev")
+
+
+class Failure(Exception):
+    """What a command could not do, in one line for its user."""
+
+
+def run_to_end(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; what is foreseen to go wrong becomes one line, also from inside a task group."""
+    import uvloop
+    from nats.errors import Error as NatsError
+
+    from adapters.bus_client import BusFailure
+    from adapters.migrations import MigrationRefused
+    from domain.refusals import Unavailable
+
+    try:
+        uvloop.run(work)
+    except* Unavailable as group:
+        cause = type(group.exceptions[0].__cause__ or group.exceptions[0]).__name__
+        raise Failure(f"a server does not answer ({cause}); `user-service doctor` says which") from group
+    except* (BusFailure, MigrationRefused, NatsError, OSError) as group:
+        raise Failure("; ".join(str(error) or type(error).__name__ for error in group.exceptions)) from group
+    except* KeyboardInterrupt:
+        sys.exit(130)
+
+
+def read_ready(ready_file: Path | None) -> dict[str, Any]:
+    """The ready file of a running dev."""
+    path = ready_file or DEFAULT_DIR / "ready.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Failure(f"no running `user-service dev` found ({path} cannot be read), and no NATS_URL is set") from error
+    return found
+
+
+def nats_url_of(ready_file: Path | None) -> str:
+    """An explicit ready file, else NATS_URL, else the dev of this folder."""
+    if ready_file is None and os.environ.get("NATS_URL"):
+        return os.environ["NATS_URL"]
+    return str(read_ready(ready_file)["natsUrl"])
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGINT and SIGTERM set."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
