@@ -5,8 +5,8 @@ that loaded an older row before cannot put it back. Who a caller is (`Standing`)
 """
 
 import time
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from adapters.bounded import BoundedDict
@@ -20,6 +20,8 @@ L1_SECONDS = 60.0
 USER_SECONDS = 3600
 PROFILE_SECONDS = 1800
 _L1_MAX = 20_000
+_FLOORS_MAX = 200_000
+"""More than can change within the minute that an entry lives: no floor leaves before what it hides."""
 _GENERATION = "cache:generation"
 
 # Put an entry unless a newer version (an entry, or the floor that a drop left) stands there already.
@@ -44,33 +46,29 @@ class LocalCache(Generic[Value]):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._entries: BoundedDict[object, tuple[float, int, Value]] = BoundedDict(_L1_MAX)
-        self._keys_of: BoundedDict[UUID, set[object]] = BoundedDict(_L1_MAX)
-        self._floors: BoundedDict[UUID, int] = BoundedDict(_L1_MAX)
+        self._entries: BoundedDict[object, tuple[float, UUID, int, Value]] = BoundedDict(_L1_MAX)
+        self._floors: BoundedDict[UUID, int] = BoundedDict(_FLOORS_MAX)
         self.is_trusted = False
         self.hits = 0
         self.misses = 0
 
     def get(self, key: object) -> Value | None:
+        """What was put under the key, while it is fresh and no newer version of its user is known of."""
         entry = self._entries.get(key) if self.is_trusted else None
-        if entry is None or entry[0] < self._clock():
+        if entry is None or entry[0] < self._clock() or entry[2] < self.floor_of(entry[1]):
             self.misses += 1
             return None
         self.hits += 1
-        return entry[2]
+        return entry[3]
 
     def put(self, key: object, user_id: UUID, version: int, value: Value) -> None:
         """Keep a value that was read at this version of its user, unless a newer one is known of."""
-        if not self.is_trusted or version < self._floors.get(user_id, 0):
-            return
-        self._entries[key] = (self._clock() + L1_SECONDS, version, value)
-        self._keys_of.setdefault(user_id, set()).add(key)
+        if self.is_trusted and version >= self.floor_of(user_id):
+            self._entries[key] = (self._clock() + L1_SECONDS, user_id, version, value)
 
     def drop(self, user_id: UUID, version: int) -> None:
-        """Forget what was read of a user before this version."""
-        self._floors[user_id] = max(version, self._floors.get(user_id, 0))
-        for key in self._keys_of.pop(user_id, ()):
-            self._entries.pop(key, None)
+        """Show nothing any more that was read of a user before this version."""
+        self._floors[user_id] = max(version, self.floor_of(user_id))
 
     def floor_of(self, user_id: UUID) -> int:
         """The least version of a user that may still be shown."""
@@ -79,7 +77,6 @@ class LocalCache(Generic[Value]):
     def clear(self) -> None:
         """Forget everything: invalidations may have been missed."""
         self._entries.clear()
-        self._keys_of.clear()
 
 
 class SharedCache:
@@ -150,24 +147,45 @@ def _account(generation: str, user: bytes | None, profile: bytes | None) -> Acco
     return Account(User.model_validate_json(user_body), Profile.model_validate_json(profile_body))
 
 
-class AccountCache:
-    """Accounts through L1 and L2 to the database; straight from there while invalidations may be missed."""
+class Source(Protocol):
+    """The database, as the caches need it."""
 
-    def __init__(self, local: LocalCache[Account], shared: SharedCache) -> None:
+    async def account(self, user_id: UUID) -> Account | None:
+        """The account as it stands."""
+        ...
+
+    async def standing(self, user_id: UUID) -> tuple[str, str, int] | None:
+        """Role, status and version alone: one read by primary key."""
+        ...
+
+
+class AccountCache:
+    """Accounts through L1 and L2 to the database; straight from there while invalidations may be missed.
+
+    Role, status and version are never taken from Redis: who can write there must not be able to make an admin.
+    """
+
+    def __init__(self, local: LocalCache[Account], shared: SharedCache, source: Source) -> None:
         self.local = local
         self.shared = shared
+        self._source = source
 
-    async def get(self, user_id: UUID, load: Callable[[UUID], Awaitable[Account | None]]) -> Account | None:
+    async def get(self, user_id: UUID) -> Account | None:
+        """An account as replies show it; None for unknown and deleted ones."""
+        if not self.local.is_trusted:
+            return await self._source.account(user_id)
         account = self.local.get(user_id)
         if account is not None:
             return account
-        if not self.local.is_trusted:
-            return await load(user_id)
         account, generation = await self.shared.get(user_id)
-        if account is None or account.user.version < self.local.floor_of(user_id):
-            account = await load(user_id)
-            if account is None:
-                return None
-            await self.shared.put(account, generation)
-        self.local.put(user_id, user_id, account.user.version, account)
+        if account is None or await self._source.standing(user_id) != _standing(account.user):
+            account = await self._source.account(user_id)
+            if account is not None:
+                await self.shared.put(account, generation)
+        if account is not None:
+            self.local.put(user_id, user_id, account.user.version, account)
         return account
+
+
+def _standing(user: User) -> tuple[str, str, int]:
+    return user.role, user.status, user.version

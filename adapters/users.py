@@ -9,7 +9,7 @@ import asyncpg
 from adapters.addresses import email_key
 from adapters.event_log import EventLog
 from adapters.personal_data import PersonalData
-from adapters.postgres import Connection
+from adapters.postgres import Connection, Database
 from contracts.admin import Security
 from contracts.users import Profile as ProfileView
 from contracts.users import User as UserView
@@ -232,6 +232,24 @@ def view_of_row(row: asyncpg.Record) -> UserView:
 
 
 USER_COLUMNS = f"{_USER}, {_PROFILE} {_FROM}"
+
+
+class StoredAccounts:
+    """Accounts straight from the database, for the caches to fall back on."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def account(self, user_id: UUID) -> Account | None:
+        """User and profile, read together."""
+        async with self._database.connection() as connection:
+            return await account_of(connection, user_id)
+
+    async def standing(self, user_id: UUID) -> tuple[str, str, int] | None:
+        """Role, status and version."""
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow("SELECT role, status, version FROM users WHERE id = $1", user_id)
+        return None if row is None else (row["role"], row["status"], row["version"])
 
 
 async def security_of(connection: Connection, user_id: UUID) -> Security:

@@ -29,7 +29,7 @@ from adapters.settings import Settings
 from adapters.smtp import Mailer
 from adapters.telemetry import Metrics
 from adapters.tokens import TokenMint
-from adapters.users import Account
+from adapters.users import Account, StoredAccounts
 from contracts.api import OPERATIONS
 from domain.session import Standing
 from handlers.context import Context, Handlers
@@ -228,7 +228,7 @@ async def _start_requests(
         hasher=hasher,
         mint=TokenMint(keys),
         limits=Limits(means.redis, enabled=settings.rate_limits == "on"),
-        accounts=AccountCache(accounts, means.shared_cache),
+        accounts=AccountCache(accounts, means.shared_cache, StoredAccounts(means.database)),
         standings=standings,
         metrics=means.metrics,
         announce=freshness.announce,

@@ -17,7 +17,6 @@ from adapters.settings import Settings
 from adapters.telemetry import Metrics
 from adapters.tokens import TokenMint, hash_of
 from adapters.unit_of_work import Announce, KeepReply, UnitOfWork, unit_of_work
-from adapters.users import Account, account_of
 from contracts.health import Health
 from contracts.wire import Wire
 from domain.permissions import PERMISSIONS, Role
@@ -120,15 +119,6 @@ class Context:
     announce: Announce
     now: Callable[[], datetime]
     check_health: Callable[[], Awaitable[Health]]
-
-    async def account(self, user_id: UUID) -> Account | None:
-        """A user and profile as replies show them, through both caches; None for unknown and deleted ones."""
-
-        async def load(user_id: UUID) -> Account | None:
-            async with self.database.connection() as connection:
-                return await account_of(connection, user_id)
-
-        return await self.accounts.get(user_id, load)
 
     def unit_of_work(self, call: Call) -> AbstractAsyncContextManager[UnitOfWork]:
         """A transaction of this request: its events and audit rows say where they came from."""

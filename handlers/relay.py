@@ -139,8 +139,8 @@ class Relay:
             try:
                 async with asyncio.timeout_at(deadline):
                     for stored in by_user.get(head.user_id, ()):
-                        head.sequence = await self._publish(head, stored)
-                        head.version = stored.event.version
+                        if stored.event.version > head.version:
+                            await self._publish(head, stored)
                         sent.append(stored)
             except (NatsError, TimeoutError, OSError, MessageTooLarge) as error:
                 log.warning("event not announced yet", userId=str(head.user_id), error=type(error).__name__)
@@ -157,45 +157,47 @@ class Relay:
             [head.sequence for head in heads],
         )
 
-    async def _publish(self, head: Head, stored: StoredEvent) -> int:
-        """Put one event behind the user's last; returns its place on the stream."""
+    async def _publish(self, head: Head, stored: StoredEvent) -> None:
+        """Put one event behind the user's last, and move the head to what is last then."""
         event = stored.event
-        expected = head.sequence
         for _ in range(_FENCE_TRIES_MAX):
             headers = headers_of(stored)
             if self._fence:
-                headers[Header.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(expected)
+                headers[Header.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(head.sequence)
                 headers["Nats-Expected-Last-Subject-Sequence-Subject"] = _chain(head.user_id)
             require_fits(self._client, stored.body, headers)
             try:
                 ack = await self._js.publish(
                     subject_of(event.type, event.aggregate_id), stored.body, timeout=PUBLISH_S, headers=headers
                 )
-                return int(ack.seq)
             except APIError as error:
                 if error.err_code != _WRONG_LAST_SEQUENCE:
                     raise
-            standing, expected = await self._resolve(head, stored)
-            if standing:
-                return expected
+            else:
+                head.version, head.sequence = event.version, int(ack.seq)
+                return
+            await self._find_head(head)
+            if head.version >= event.version:
+                return
         raise TimeoutError
 
-    async def _resolve(self, head: Head, stored: StoredEvent) -> tuple[bool, int]:
+    async def _find_head(self, head: Head) -> None:
         """Another message is last: ours (its ack was lost), a later one of ours, an earlier one, or none of ours.
 
-        What counts is what our table says of the message's id; what the message says of itself does not.
+        What counts is what our table says of the message's id; what the message says of itself does not. A later one
+        means that another relay was there while this one was paused: all up to it is announced.
         """
-        sequence, message_id = await last_message(self._js, _chain(head.user_id))
-        if sequence == 0:
-            return False, 0  # limits or a purge have emptied the chain
+        head.sequence, message_id = await last_message(self._js, _chain(head.user_id))
+        if head.sequence == 0:
+            return  # limits or a purge have emptied the chain
         version = await self._version_of(head.user_id, message_id)
-        if version is None:
-            self._metrics.relay_foreign.inc()
-            log.error(
-                "a message on a user's subject is no event of theirs", userId=str(head.user_id), sequence=sequence
-            )
-            return False, sequence
-        return version >= stored.event.version, sequence
+        if version is not None:
+            head.version = max(version, head.version)
+            return
+        self._metrics.relay_foreign.inc()
+        log.error(
+            "a message on a user's subject is no event of theirs", userId=str(head.user_id), sequence=head.sequence
+        )
 
     async def _version_of(self, user_id: UUID, message_id: str | None) -> int | None:
         try:

@@ -8,7 +8,7 @@ from handlers.context import Call, Context, Handlers
 
 async def get_me(ctx: Context, call: Call, _: GetMe) -> Me:
     """The caller's account and whole profile."""
-    account = await ctx.account(call.signed_in.user_id)
+    account = await ctx.accounts.get(call.signed_in.user_id)
     if account is None:
         raise NotFound
     return Me(user=account.user, profile=account.profile)

@@ -9,7 +9,7 @@ from handlers.context import Call, Context, Handlers
 
 async def get_profile(ctx: Context, call: Call, request: GetProfile) -> ProfileShown:
     """The whole profile for its owner, the public part for everybody else."""
-    account = await ctx.account(request.user_id)
+    account = await ctx.accounts.get(request.user_id)
     if account is None or account.user.status != "active":
         raise NotFound
     if request.user_id == call.signed_in.user_id:
