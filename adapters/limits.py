@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from adapters.bounded import BoundedDict
@@ -78,6 +78,10 @@ class Reservation:
         if self.tightest is None:
             return {}
         return limit_headers(self.tightest, self.remaining, self.reset_s)
+
+    def given_back(self) -> "Reservation":
+        """As it stands once its tries no longer count."""
+        return replace(self, remaining=self.remaining + 1)
 
 
 def limit_headers(window: Window, remaining: int, reset_s: int) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 from nats.aio.client import Client
-from nats.errors import ConnectionClosedError, Error, NoServersError, OutboundBufferLimitError
+from nats.errors import ConnectionClosedError, Error, NoServersError, OutboundBufferLimitError, SlowConsumerError
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -64,9 +64,16 @@ class AnsweringClient(Client):
 
 
 async def connect(
-    settings: Settings, *, name: str, on_closed: Callable[[], Awaitable[None]], client: Client | None = None
+    settings: Settings,
+    *,
+    name: str,
+    on_closed: Callable[[], Awaitable[None]],
+    on_gap: Callable[[], None] = lambda: None,
+    client: Client | None = None,
 ) -> Client:
     """A connection that comes back by itself for ever; `on_closed` hears when it is gone for good.
+
+    `on_gap` hears when messages may have been missed: the link was cut, or the library dropped what came too fast.
 
     Raises `Unavailable` when no server answers now.
     """
@@ -74,6 +81,7 @@ async def connect(
 
     async def on_disconnected() -> None:
         log.warning("nats disconnected", connection=name)
+        on_gap()
 
     async def on_reconnected() -> None:
         log.info("nats reconnected", connection=name)
@@ -81,7 +89,7 @@ async def connect(
     try:
         async with asyncio.timeout(CONNECT_S):
             await client.connect(
-                error_cb=error_reporter(name),
+                error_cb=error_reporter(name, on_gap),
                 disconnected_cb=on_disconnected,
                 reconnected_cb=on_reconnected,
                 closed_cb=on_closed,
@@ -93,11 +101,13 @@ async def connect(
     return client
 
 
-def error_reporter(name: str) -> Callable[[Exception], Awaitable[None]]:
+def error_reporter(name: str, on_gap: Callable[[], None] = lambda: None) -> Callable[[Exception], Awaitable[None]]:
     """Logs what goes wrong on a connection: refused subjects and dropped messages among it."""
 
     async def report(error: Exception) -> None:
         log.warning("nats error", connection=name, error=type(error).__name__, message=str(error)[:200])
+        if isinstance(error, SlowConsumerError):
+            on_gap()
 
     return report
 

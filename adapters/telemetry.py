@@ -134,6 +134,6 @@ class Metrics:
         self.cache_hits = Gauge("cache_hits", "Reads answered by a cache since the start", ["level"], registry=registry)
         self.cache_misses = Gauge("cache_misses", "Reads a cache could not answer", ["level"], registry=registry)
         self.redis_away = Gauge("redis_away", "1 while Redis is being left alone", registry=registry)
-        self.slow_consumer = Counter(
-            "nats_slow_consumer_total", "Times the client library dropped messages", registry=registry
+        self.bus_gaps = Counter(
+            "nats_gaps_total", "Times the link was cut or the client library dropped messages", registry=registry
         )

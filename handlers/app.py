@@ -32,7 +32,7 @@ from adapters.tokens import TokenMint
 from adapters.users import Account, StoredAccounts
 from contracts.api import OPERATIONS
 from domain.session import Standing
-from handlers.context import Context, Handlers
+from handlers.context import Context, Handlers, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
 from handlers.dispatcher import Dispatcher, pair
@@ -70,9 +70,24 @@ class Means:
     redis: Redis
     shared_cache: SharedCache
     bus: Client
+    gaps: "Gaps"
     relay: Relay
     announcer: Announcer
     vitals: Vitals
+
+
+class Gaps:
+    """Passes on that messages of the bus may have been missed, to whoever remembers what they said."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.heard_by: list[Callable[[], None]] = []
+
+    def happened(self) -> None:
+        """The link was cut, or the client library dropped messages."""
+        self._metrics.bus_gaps.inc()
+        for hear in self.heard_by:
+            hear()
 
 
 def now() -> datetime:
@@ -126,13 +141,14 @@ async def _build(
     stack.push_async_callback(database.close)
     redis = Redis(settings.redis)
     stack.push_async_callback(redis.close)
-    bus = await connect(settings, name="events", on_closed=on_closed)
+    gaps = Gaps(metrics)
+    bus = await connect(settings, name="events", on_closed=on_closed, on_gap=gaps.happened)
     stack.push_async_callback(_close, bus)
     await provision(bus.jetstream(), settings, EVENT_GROUPS)
     personal = PersonalData(keys)
     relay = Relay(database, bus, personal, metrics, fence=settings.relay_fence)
     return Means(
-        settings, metrics, database, personal, redis, SharedCache(redis), bus, relay, Announcer(database, bus),
+        settings, metrics, database, personal, redis, SharedCache(redis), bus, gaps, relay, Announcer(database, bus),
         Vitals(settings, database, bus, redis),
     )  # fmt: skip
 
@@ -217,6 +233,7 @@ async def _start_requests(
     stack.callback(hasher.close)
     accounts, standings = LocalCache[Account](), LocalCache[Standing]()
     freshness = Freshness(means.bus, accounts, standings, means.shared_cache, wake_relay=means.relay.wake)
+    means.gaps.heard_by.append(freshness.lose_trust)
     await freshness.start()
     loops.start(freshness.run(), "freshness")
     client = await connect(settings, name="requests", on_closed=on_closed, client=AnsweringClient())
@@ -240,6 +257,7 @@ async def _start_requests(
     loops.start(_every_second(partial(_sample, ctx)), "samples")
     if settings.rate_limits == "off":
         log.warning("rate limits are off")
+    await asyncio.to_thread(device_info, "Mozilla/5.0", None)  # its tables are loaded before the first request comes
     log.info("hashing", hashesPerSecond=round(await asyncio.to_thread(hasher.hashes_per_second)), hint=_HASHING_HINT)
     return dispatcher
 

@@ -110,7 +110,9 @@ def migrate(
 def call(
     subject: Annotated[str, typer.Argument(help="For example users.v1.me.get; the prefix users.v1. may be left out.")],
     body: Annotated[str, typer.Argument(help="The request's JSON.")] = "{}",
-    token: Annotated[str | None, typer.Option(help="Access token of the caller.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="USER_SERVICE_TOKEN", help="Access token of the caller.", show_envvar=True)
+    ] = None,
     header: Annotated[list[str] | None, typer.Option(help="`Name: value`; may be given many times.")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, max=300, help="Seconds to wait.")] = 10,
     as_json: AsJson = False,

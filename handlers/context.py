@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -56,6 +56,8 @@ class Call:
     """In the event loop's clock."""
     caller: Caller | None = None
     keep_reply: KeepReply | None = None
+    reply_headers: dict[str, str] = field(default_factory=dict)
+    """What the reply will carry whatever it says; a use case that counts tries by itself adds its limits."""
 
     @property
     def signed_in(self) -> Caller:

@@ -230,23 +230,22 @@ class Dispatcher:
         call = replace(call, caller=caller)
         counted = await ctx.limits.reserve(_windows(ctx, operation, call))
         key = idempotency_key_of(headers) if operation.writes else None
-        reply_headers = {"Request-Id": call.request_id, **counted.headers}
+        call.reply_headers.update({"Request-Id": call.request_id, **counted.headers})
         for _ in range(TRIES_MAX):
             try:
                 if key is None:
                     reply = await handler(ctx, call, request)
-                    return Answer(success(reply, self._meta(call.request_id)), reply_headers)
-                return await self._answer_once(operation, handler, call, request, key, message.data, reply_headers)
+                    return Answer(success(reply, self._meta(call.request_id)), call.reply_headers)
+                return await self._answer_once(operation, handler, call, request, key, message.data)
             except Stale:
                 continue  # what it relied on changed before the lock: decide again
             except Refusal as refusal:
-                answer = self._refuse(reply_headers, refusal)
-                return replace(answer, headers=reply_headers | answer.headers)
+                answer = self._refuse(call.reply_headers, refusal)
+                return replace(answer, headers=call.reply_headers | answer.headers)
         raise Overloaded
 
     async def _answer_once(
         self, operation: Operation, handler: Handler, call: Call, request: Wire, key: str, body: bytes,
-        reply_headers: dict[str, str],
     ) -> Answer:  # fmt: skip
         """Do the work of an idempotency key, or give its first reply again."""
         user_id = call.caller.user_id if call.caller else None
@@ -257,8 +256,8 @@ class Dispatcher:
         try:
             claim = await self._claim(operation, user_id, key, body)
             if isinstance(claim, Kept):
-                return await self._replay(claim, call, reply_headers)
-            return await self._work(claim, handler, call, request, reply_headers)
+                return await self._replay(claim, call)
+            return await self._work(claim, handler, call, request)
         finally:
             self._working.pop(place).set()
 
@@ -280,7 +279,11 @@ class Dispatcher:
             pause_s = min(pause_s * 2, 0.3)
 
     async def _work(
-        self, claim: Claim, handler: Handler, call: Call, request: Wire, reply_headers: dict[str, str]
+        self,
+        claim: Claim,
+        handler: Handler,
+        call: Call,
+        request: Wire,
     ) -> Answer:
         kept = False
 
@@ -292,21 +295,21 @@ class Dispatcher:
 
         try:
             reply = await handler(self._ctx, replace(call, keep_reply=keep), request)
-            return Answer(success(reply, self._meta(call.request_id)), reply_headers)
+            return Answer(success(reply, self._meta(call.request_id)), call.reply_headers)
         except BaseException:
             if not kept:
                 await self._keys.give_up(claim)
             raise
 
-    async def _replay(self, kept: Kept, call: Call, reply_headers: dict[str, str]) -> Answer:
-        reply_headers = reply_headers | {"Idempotent-Replayed": "true"}
+    async def _replay(self, kept: Kept, call: Call) -> Answer:
+        headers = call.reply_headers | {"Idempotent-Replayed": "true"}
         meta = self._meta(call.request_id)
         if not kept.success:
             error = Error.model_validate_json(kept.body)
-            return Answer(failure(kept.body, meta), reply_headers | _error_headers(error), error)
+            return Answer(failure(kept.body, meta), headers | _error_headers(error), error)
         if kept.holds_secrets and (kept.secrets_expired or not await _is_unused(self._ctx, kept.body)):
             raise StateConflict
-        return Answer(replayed_success(kept.body, meta), reply_headers)
+        return Answer(replayed_success(kept.body, meta), headers)
 
     def _meta(self, request_id: str) -> Meta:
         return Meta(timestamp=self._ctx.now(), request_id=request_id)

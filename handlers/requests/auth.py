@@ -12,7 +12,7 @@ from adapters.links import Link, link_by_token
 from adapters.settings import Settings
 from adapters.tokens import hash_of, new_secret
 from adapters.unit_of_work import UnitOfWork
-from adapters.users import credentials_of, user_view
+from adapters.users import Credentials, credentials_of, user_view
 from contracts.auth import (
     EmailVerified,
     LoggedIn,
@@ -25,7 +25,7 @@ from contracts.auth import (
 from contracts.operations import Limit
 from contracts.wire import Empty
 from domain.password import COMPOSITION, NIST, own_words, require_acceptable
-from domain.refusals import BadToken, EmailTaken, ExpiredToken, Refusal, WrongCredentials
+from domain.refusals import BadToken, EmailTaken, ExpiredToken, Refusal, Stale, WrongCredentials
 from domain.session import Session
 from domain.user import User, UserId
 from handlers.context import Call, Context, Handlers
@@ -158,6 +158,7 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
     """Sign in. A try is counted before the hash and given back when the password was right."""
     key = email_key(request.email)
     tries = await ctx.limits.reserve(_login_windows(ctx, call, key))
+    call.reply_headers.update(tries.headers)
     password = request.password.get_secret_value()
     async with ctx.database.connection() as connection:
         known = await credentials_of(connection, key)
@@ -165,24 +166,38 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
     upgraded = None
     if known and matches and ctx.hasher.is_outdated(known.password_hash):
         upgraded = await ctx.hasher.hash(password)
+    try:
+        outcome = await _sign_in(ctx, call, request, known, matches=matches, upgraded=upgraded)
+    except Stale:
+        await ctx.limits.give_back(tries)  # it will be counted again
+        raise
+    if matches:
+        await ctx.limits.give_back(tries)
+        call.reply_headers.update(tries.given_back().headers)
+    result = "success" if isinstance(outcome, LoggedIn) else "failure"
+    ctx.metrics.authentications.labels(result, "password").inc()
+    if isinstance(outcome, Refusal):
+        raise outcome
+    return outcome
 
+
+async def _sign_in(
+    ctx: Context, call: Call, request: Login, known: Credentials | None, *, matches: bool, upgraded: str | None
+) -> LoggedIn | Refusal:
+    """What was seen of the password outside the lock is checked again under it; a refusal is stored as well."""
     async with ctx.unit_of_work(call) as work:
         user = await work.users.lock(known.user_id) if known else None
         if user is not None and known is not None:
             user.require_password_hash(known.password_hash)
-        outcome: LoggedIn | Refusal | None = _why_not(ctx, user, matches=matches)
-        if isinstance(outcome, Refusal):
-            await _record_refusal(ctx, call, work, request, user, outcome)
-        elif user is not None:
+        outcome: LoggedIn | Refusal
+        refusal = _why_not(ctx, user, matches=matches)
+        if user is not None and refusal is None:
             user.password_hash = upgraded or user.password_hash
             outcome = await _open_session(ctx, call, work, user, remember_me=request.remember_me)
-        await work.commit(outcome or WrongCredentials())
-    if matches:
-        await ctx.limits.give_back(tries)
-    result = "failure" if isinstance(outcome, Refusal) else "success"
-    ctx.metrics.authentications.labels(result, "password").inc()
-    if not isinstance(outcome, LoggedIn):
-        raise outcome or WrongCredentials()
+        else:
+            outcome = refusal or WrongCredentials()
+            await _record_refusal(ctx, call, work, request, user, outcome)
+        await work.commit(outcome)
     return outcome
 
 
