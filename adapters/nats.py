@@ -80,8 +80,9 @@ async def connect(
     client = client or Client()
 
     async def on_disconnected() -> None:
-        log.warning("nats disconnected", connection=name)
-        on_gap()
+        if not client.is_closed:  # else it is we who left
+            log.warning("nats disconnected", connection=name)
+            on_gap()
 
     async def on_reconnected() -> None:
         log.info("nats reconnected", connection=name)

@@ -41,6 +41,7 @@ from handlers.events.cache import Cache
 from handlers.events.email import Email
 from handlers.freshness import Freshness
 from handlers.jobs import clear_away
+from handlers.once import Once
 from handlers.relay import Relay
 from handlers.requests import admin, auth, health, me, profile, tokens
 from handlers.vitals import Vitals, http_routes, http_server
@@ -252,7 +253,7 @@ async def _start_requests(
         now=now,
         check_health=means.vitals.check,
     )
-    dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), IdempotencyKeys(means.database, keys))
+    dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), Once(ctx, IdempotencyKeys(means.database, keys)))
     await dispatcher.start()
     loops.start(_every_second(partial(_sample, ctx)), "samples")
     if settings.rate_limits == "off":

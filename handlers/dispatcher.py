@@ -5,13 +5,9 @@ ever reaches it, and the statistics it reports are ours.
 """
 
 import asyncio
-import json
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from uuid import UUID
 
 import structlog
 from nats.aio.client import Client
@@ -19,13 +15,10 @@ from nats.aio.msg import Msg
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig, ServiceStats
 
-from adapters.idempotency import Claim, IdempotencyKeys, Kept
+from adapters.idempotency import Kept
 from adapters.limits import LimitReached, Window
 from adapters.nats import MessageTooLarge, send, settle
-from adapters.postgres import Connection
-from adapters.sessions import token_is_unused
 from adapters.telemetry import release
-from adapters.tokens import hash_of
 from contracts.operations import Limit, Operation
 from contracts.wire import Error, ErrorCode, Meta, Wire
 from domain.refusals import (
@@ -34,30 +27,27 @@ from domain.refusals import (
     PayloadTooLarge,
     Refusal,
     Stale,
-    StateConflict,
 )
 from handlers.callers import authenticate
 from handlers.context import Call, Context, Handler
 from handlers.envelope import (
-    canonical,
     error_of,
     failure,
     header,
     idempotency_key_of,
-    outcome_json,
     read_body,
     read_call,
     replayed_success,
     request_id_of,
     success,
 )
+from handlers.once import Once, Work
 
 log = structlog.get_logger()
 
 SERVICE_NAME = "user-service"
 QUEUE = "user-service"
 TRIES_MAX = 3
-CLAIM_LEASE = timedelta(seconds=5)
 
 
 class TableMismatch(Exception):
@@ -125,14 +115,13 @@ class Dispatcher:
     """Serves a table of operations on one connection."""
 
     def __init__(
-        self, ctx: Context, client: Client, table: Mapping[str, tuple[Operation, Handler]], keys: IdempotencyKeys
+        self, ctx: Context, client: Client, table: Mapping[str, tuple[Operation, Handler]], once: Once
     ) -> None:
         self._ctx = ctx
         self._client = client
         self._table = table
-        self._keys = keys
+        self._once = once
         self._tasks: set[asyncio.Task[None]] = set()
-        self._working: dict[tuple[str, UUID | None, str], asyncio.Event] = {}
         self._refusing = False
         self._figures = {subject: Figures() for subject in table}
         self._service = MeasuredService(
@@ -235,8 +224,13 @@ class Dispatcher:
             try:
                 if key is None:
                     reply = await handler(ctx, call, request)
-                    return Answer(success(reply, self._meta(call.request_id)), call.reply_headers)
-                return await self._answer_once(operation, handler, call, request, key, message.data)
+                else:
+                    work = Work(operation, handler, call, request, message.data)
+                    done = await self._once.do(key, work)
+                    if isinstance(done, Kept):
+                        return self._replay(done, call)
+                    reply = done
+                return Answer(success(reply, self._meta(call.request_id)), call.reply_headers)
             except Stale:
                 continue  # what it relied on changed before the lock: decide again
             except Refusal as refusal:
@@ -244,72 +238,13 @@ class Dispatcher:
                 return replace(answer, headers=call.reply_headers | answer.headers)
         raise Overloaded
 
-    async def _answer_once(
-        self, operation: Operation, handler: Handler, call: Call, request: Wire, key: str, body: bytes,
-    ) -> Answer:  # fmt: skip
-        """Do the work of an idempotency key, or give its first reply again."""
-        user_id = call.caller.user_id if call.caller else None
-        place = (operation.subject, user_id, key)
-        while place in self._working:  # another request of this process has it: its end is heard, not polled for
-            await self._working[place].wait()
-        self._working[place] = asyncio.Event()
-        try:
-            claim = await self._claim(operation, user_id, key, body)
-            if isinstance(claim, Kept):
-                return await self._replay(claim, call)
-            return await self._work(claim, handler, call, request)
-        finally:
-            self._working.pop(place).set()
-
-    async def _claim(self, operation: Operation, user_id: UUID | None, key: str, body: bytes) -> Claim | Kept:
-        """Wait, without hashing, until the work is ours or done; the request's deadline bounds it."""
-        pause_s = 0.02
-        while True:
-            claim = await self._keys.claim(
-                key,
-                subject=operation.subject,
-                user_id=user_id,
-                canonical_body=canonical(body),
-                lease=CLAIM_LEASE,
-                holds_secrets=operation.holds_secrets,
-            )
-            if claim is not None:
-                return claim
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            pause_s = min(pause_s * 2, 0.3)
-
-    async def _work(
-        self,
-        claim: Claim,
-        handler: Handler,
-        call: Call,
-        request: Wire,
-    ) -> Answer:
-        kept = False
-
-        async def keep(connection: Connection, outcome: Wire | Refusal) -> None:
-            nonlocal kept
-            done, body = outcome_json(outcome)
-            await claim.keep(connection, success=done, body=body, at=self._ctx.now())
-            kept = True
-
-        try:
-            reply = await handler(self._ctx, replace(call, keep_reply=keep), request)
-            return Answer(success(reply, self._meta(call.request_id)), call.reply_headers)
-        except BaseException:
-            if not kept:
-                await self._keys.give_up(claim)
-            raise
-
-    async def _replay(self, kept: Kept, call: Call) -> Answer:
+    def _replay(self, kept: Kept, call: Call) -> Answer:
         headers = call.reply_headers | {"Idempotent-Replayed": "true"}
         meta = self._meta(call.request_id)
-        if not kept.success:
-            error = Error.model_validate_json(kept.body)
-            return Answer(failure(kept.body, meta), headers | _error_headers(error), error)
-        if kept.holds_secrets and (kept.secrets_expired or not await _is_unused(self._ctx, kept.body)):
-            raise StateConflict
-        return Answer(replayed_success(kept.body, meta), headers)
+        if kept.success:
+            return Answer(replayed_success(kept.body, meta), headers)
+        error = Error.model_validate_json(kept.body)
+        return Answer(failure(kept.body, meta), headers | _error_headers(error), error)
 
     def _meta(self, request_id: str) -> Meta:
         return Meta(timestamp=self._ctx.now(), request_id=request_id)
@@ -353,13 +288,6 @@ class Dispatcher:
             code=answer.error.code if answer.error else "OK",
             durationMs=round(seconds * 1000, 1),
         )
-
-
-async def _is_unused(ctx: Context, data: str) -> bool:
-    """May tokens that were given out be given again: is the refresh token unspent, and does its session live?"""
-    token = json.loads(data)["tokens"]["refreshToken"]
-    async with ctx.database.connection() as connection:
-        return await token_is_unused(connection, hash_of(token))
 
 
 def _error_headers(error: Error) -> dict[str, str]:

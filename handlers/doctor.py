@@ -91,7 +91,7 @@ async def _schema(url: str) -> Finding:
 async def _bus(settings: Settings, nats_url: str) -> AsyncIterator[Finding]:
     try:
         async with bus_client(nats_url) as client:
-            server = client.connected_server_version
+            server = str(client.connected_server_version).strip("<>").removeprefix("nats server v")
             yield Finding("nats", True, f"{where(nats_url)}, version {server}, max_payload {client.max_payload}")
             for finding in await _streams(client, settings):
                 yield finding

@@ -1,0 +1,104 @@
+"""An idempotency key's work is done once: also when two come at the same time, and after a crash in between."""
+
+import asyncio
+import json
+import random
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from uuid import UUID
+
+from adapters.idempotency import Claim, IdempotencyKeys, Kept
+from adapters.postgres import Connection
+from adapters.sessions import token_is_unused
+from adapters.tokens import hash_of
+from contracts.operations import Operation
+from contracts.wire import Wire
+from domain.refusals import Refusal, StateConflict
+from handlers.context import Call, Context, Handler
+from handlers.envelope import canonical, outcome_json
+
+LEASE = timedelta(seconds=5)
+"""How long a claim stands without its reply: so long a retry waits after a crash, and no longer."""
+_PAUSE_S_MIN, _PAUSE_S_MAX = 0.02, 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request that is ready to be carried out, with the body it came as."""
+
+    operation: Operation
+    handler: Handler
+    call: Call
+    request: Wire
+    body: bytes
+
+    @property
+    def user_id(self) -> UUID | None:
+        return self.call.caller.user_id if self.call.caller else None
+
+
+class Once:
+    """Carries out the work of a key, or finds the reply it had before."""
+
+    def __init__(self, ctx: Context, keys: IdempotencyKeys) -> None:
+        self._ctx = ctx
+        self._keys = keys
+        self._working: dict[tuple[str, UUID | None, str], asyncio.Event] = {}
+
+    async def do(self, key: str, work: Work) -> Wire | Kept:
+        """The reply of this work, or that of its first time.
+
+        Raises the work's refusal, `IdempotencyKeyReused`, or `StateConflict` for secrets that may not be shown again.
+        """
+        place = (work.operation.subject, work.user_id, key)
+        while place in self._working:  # another request of this process has it: its end is heard, not polled for
+            await self._working[place].wait()
+        self._working[place] = asyncio.Event()
+        try:
+            claim = await self._claim(key, work)
+            if isinstance(claim, Claim):
+                return await self._carry_out(claim, work)
+            if claim.holds_secrets and (claim.secrets_expired or not await _is_unused(self._ctx, claim.body)):
+                raise StateConflict
+            return claim
+        finally:
+            self._working.pop(place).set()
+
+    async def _claim(self, key: str, work: Work) -> Claim | Kept:
+        """Wait, without hashing, until the work is ours or done; the request's deadline bounds it."""
+        pause_s = _PAUSE_S_MIN
+        while True:
+            claim = await self._keys.claim(
+                key,
+                subject=work.operation.subject,
+                user_id=work.user_id,
+                canonical_body=canonical(work.body),
+                lease=LEASE,
+                holds_secrets=work.operation.holds_secrets,
+            )
+            if claim is not None:
+                return claim
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+
+    async def _carry_out(self, claim: Claim, work: Work) -> Wire:
+        kept = False
+
+        async def keep(connection: Connection, outcome: Wire | Refusal) -> None:
+            nonlocal kept
+            success, body = outcome_json(outcome)
+            await claim.keep(connection, success=success, body=body, at=self._ctx.now())
+            kept = True
+
+        try:
+            return await work.handler(self._ctx, replace(work.call, keep_reply=keep), work.request)
+        finally:
+            if not kept:
+                await self._keys.give_up(claim)
+
+
+async def _is_unused(ctx: Context, data: str) -> bool:
+    """May tokens that were given out be given again: is the refresh token unspent, and does its session live?"""
+    token = json.loads(data)["tokens"]["refreshToken"]
+    async with ctx.database.connection() as connection:
+        return await token_is_unused(connection, hash_of(token))

@@ -1,0 +1,191 @@
+"""Real servers, keys and a mail sink that a test holds, and `user-service run …` as child processes on them."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client as NatsClient
+from nats.js.errors import NotFoundError
+
+import nats
+from adapters.embedded import Addresses, EmbeddedServers
+from adapters.embedded_state import EmbeddedFailure
+from adapters.keys import write_keys
+from adapters.mail_sink import MailSink
+from tests.gateway import Gateway, gateway
+from tests.program import FAST, clean_environment, command, until
+
+ADMIN_EMAIL = "operator@example.com"
+ADMIN_PASSWORD = "Difference-Engine-1822"
+SERVERS = ("postgres", "nats", "valkey")
+STREAMS = ("USER_EVENTS", "USER_DEAD_LETTERS", "USER_REPLAYS")
+
+
+class Run:
+    """One `user-service run …`: started, paused, killed, stopped."""
+
+    def __init__(self, env: Mapping[str, str], log_file: Path, words: tuple[str, ...]) -> None:
+        self._env = env
+        self._log_file = log_file
+        self._words = words
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> "Run":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start, and wait until its groups serve; with workers, until all of them do."""
+        with self._log_file.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "handlers.cli", "run", *self._words,
+                stdout=log, stderr=log, env=clean_environment() | dict(self._env),
+            )  # fmt: skip
+        workers = int(self._words[self._words.index("--workers") + 1]) if "--workers" in self._words else 1
+        await until(
+            lambda: len(self.lines("ready")) >= workers or self.has_ended, within_s=60, what=f"run {self._words}"
+        )
+        assert not self.has_ended, self.log[-4000:]
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.returncode is not None
+
+    @property
+    def log(self) -> str:
+        return self._log_file.read_text(errors="replace")
+
+    def lines(self, message: str) -> list[dict[str, Any]]:
+        """Every line of the log with this message."""
+        found = [line for line in self.log.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [line for line in map(json.loads, found) if line["message"] == message]
+
+    @property
+    def http_port(self) -> int:
+        """Where health and metrics are."""
+        told = self.lines("supervising") or self.lines("ready")
+        return int(told[0]["httpPort"])
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def kill(self) -> None:
+        """SIGKILL, as the kernel does when memory is short."""
+        self.send(signal.SIGKILL)
+        await self.process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        if not self.has_ended:
+            self.send(signal.SIGCONT)
+            self.send(signal.SIGTERM)
+            async with asyncio.timeout(30):
+                await self.process.wait()
+        return self.process.returncode or 0
+
+
+class House:
+    """What all fault tests share: servers with a schema and an admin. A test looks at the users that it made."""
+
+    def __init__(self, base: Path, servers: EmbeddedServers, sink: MailSink) -> None:
+        self.base = base
+        self.servers = servers
+        self.sink = sink
+        self.mail_dir = base / "mail"
+        self._runs = 0
+
+    @property
+    def at(self) -> Addresses:
+        return self.servers.addresses
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The settings of a service on these servers."""
+        return FAST | {
+            "NATS_URL": self.at.nats_worker_url,
+            "DATABASE_URL": self.at.database_url,
+            "DATABASE_OWNER_URL": self.at.database_owner_url,
+            "REDIS_URL": self.at.redis_url or "none",
+            "SMTP_URL": self.sink.url,
+            "HTTP_PORT": "0",
+            "USER_SERVICE_KEYS_FILE": str(self.base / "keys.json"),
+            "USER_SERVICE_DELIVERY_PAUSES": "0.2 0.4 0.8 1.6 3",
+        }
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        """What a ready file would say."""
+        return {
+            "natsUrl": self.at.nats_url,
+            "databaseUrl": self.at.database_url,
+            "mailDir": str(self.mail_dir),
+            "admin": {"email": ADMIN_EMAIL, "password": ADMIN_PASSWORD},
+        }
+
+    def run(self, *words: str, **env: str) -> Run:
+        """`user-service run …` with these settings besides; enter it to start it."""
+        self._runs += 1
+        return Run(self.env | env, self.base / f"run-{self._runs}.log", words)
+
+    async def command(self, *words: str, **env: str) -> tuple[int, str, str]:
+        """Another command of the program: exit code, standard output, standard error."""
+        return await command(*words, env=self.env | env)
+
+    @asynccontextmanager
+    async def gateway(self) -> AsyncIterator[Gateway]:
+        async with gateway(self.ready) as client:
+            yield client
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[NatsClient]:
+        """A connection with the rights of the service itself."""
+        nc = await nats.connect(self.at.nats_worker_url, inbox_prefix=b"_INBOX.worker", allow_reconnect=False)
+        try:
+            yield nc
+        finally:
+            await nc.close()
+
+    async def heal(self) -> None:
+        """Everything runs again, whatever a test has done."""
+        for name in SERVERS:
+            try:
+                os.kill(self.servers.pid_of(name), signal.SIGCONT)
+            except EmbeddedFailure:
+                await self.servers.start_one(name)
+
+    async def empty_streams(self) -> None:
+        """A test begins with no event of another: the service makes its streams when it starts."""
+        async with self.worker() as nc:
+            for name in STREAMS:
+                try:
+                    await nc.jetstream().delete_stream(name)
+                except NotFoundError:
+                    continue
+
+
+@asynccontextmanager
+async def open_house(base: Path) -> AsyncIterator[House]:
+    """Servers, a schema, keys, and an admin."""
+    async with EmbeddedServers(base / "data", log=lambda _: None) as servers:
+        sink = MailSink(base / "mail", "test", "secret")
+        async with sink:
+            house = House(base, servers, sink)
+            write_keys(base / "keys.json")
+            for words in (("migrate",), ("create-admin", ADMIN_EMAIL)):
+                code, _, err = await house.command(*words, USER_SERVICE_ADMIN_PASSWORD=ADMIN_PASSWORD)
+                assert code == 0, err
+            yield house
