@@ -156,9 +156,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _safe_transport(self) -> Self:
-        faults = [fault for name in ("nats_url", "database_url", "smtp_url") if (fault := self._plaintext_fault(name))]
-        if self.redis and (fault := self._plaintext_fault("redis_url")):
-            faults.append(fault)
+        names = ("nats_url", "database_url", *(("redis_url",) if self.redis else ()))
+        faults = [fault for name in names if (fault := self._plaintext_fault(name))]
         public = urlsplit(self.public_url)
         if public.scheme != "https" and public.hostname not in LOOPBACK:
             faults.append("PUBLIC_URL must be https except on loopback")
@@ -167,13 +166,13 @@ class Settings(BaseSettings):
         return self
 
     def _plaintext_fault(self, name: str) -> str | None:
+        """Mail is not asked here: an `smtp:` address elsewhere than on loopback must offer STARTTLS, or none is sent."""
         url = urlsplit(getattr(self, name).get_secret_value())
-        encrypted = url.scheme in {"tls", "rediss", "smtps", "wss"} or re.search(
-            r"sslmode=(require|verify-ca|verify-full)", url.query
-        )
+        encrypted = url.scheme in {"tls", "rediss", "wss"} or re.search(r"sslmode=verify-(ca|full)", url.query)
         if self.allow_plaintext or encrypted or url.hostname in LOOPBACK:
             return None
-        return f"{name.upper()} has no TLS; use it, or set USER_SERVICE_ALLOW_PLAINTEXT=true"
+        how = "sslmode=verify-full" if name == "database_url" else "a tls:// or rediss:// address"
+        return f"{name.upper()} has no verified TLS: use {how}, or set USER_SERVICE_ALLOW_PLAINTEXT=true"
 
     @property
     def redis(self) -> str | None:

@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig, ServiceStats
+from structlog.contextvars import bind_contextvars
 
 from adapters.idempotency import Kept
 from adapters.limits import LimitReached, Window
@@ -199,6 +200,7 @@ class Dispatcher:
                 now=self._ctx.now(),
             )
             headers = headers | {"Request-Id": call.request_id}
+            bind_contextvars(requestId=call.request_id)
             async with asyncio.timeout_at(call.deadline):
                 answer = await self._answer(operation, handler, call, message)
         except Refusal as refusal:
@@ -217,6 +219,8 @@ class Dispatcher:
         request = read_body(operation, message.data)
         caller = await authenticate(ctx, operation, header(headers, "Authorization"))
         call = replace(call, caller=caller)
+        if caller is not None:
+            bind_contextvars(userId=str(caller.user_id))
         counted = await ctx.limits.reserve(_windows(ctx, operation, call))
         key = idempotency_key_of(headers) if operation.writes else None
         call.reply_headers.update({"Request-Id": call.request_id, **counted.headers})

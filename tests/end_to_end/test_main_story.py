@@ -1,6 +1,7 @@
 """The longest path: register, verify, sign in, change a profile; events, mail and audit rows behind it."""
 
 import asyncio
+import json
 from uuid import UUID
 
 from tests.gateway import PASSWORD, Gateway, database, new_email, stored_events
@@ -19,6 +20,22 @@ async def test_a_stranger_becomes_a_user_with_a_profile(dev: Dev, client: Gatewa
     mail = await client.mail_to(email, "verify-email")
     assert mail["Auto-Submitted"] == "auto-generated"
     await client.mail_to(other, "verify-email")
+
+
+async def test_mail_speaks_the_language_of_the_gateways_header(client: Gateway) -> None:
+    email = new_email()
+    await client.register(email, headers={"Accept-Language": "fr;q=0.3, de-AT, en;q=0.9"})
+    mail = await client.mail_to(email, "verify-email")
+    assert mail["Content-Language"] == "de"
+    assert "Bestätigen" in mail["Subject"]
+
+
+async def test_the_log_names_request_and_user_of_each_request(dev: Dev, client: Gateway) -> None:
+    found = await client.signed_in()
+    await client.call("me.get", access=found["tokens"]["accessToken"], headers={"Request-Id": "log-line-1"})
+    line = next(json.loads(text) for text in dev.log.splitlines() if "log-line-1" in text)
+    assert (line["userId"], line["subject"], line["code"]) == (found["user"]["id"], "users.v1.me.get", "OK")
+    assert line["durationMs"] > 0
 
 
 async def test_every_change_is_an_event_in_order_and_an_audit_row(dev: Dev, client: Gateway) -> None:
