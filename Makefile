@@ -16,7 +16,7 @@ unexport VIRTUAL_ENV UV_PYTHON UV_PROJECT_ENVIRONMENT
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help setup run test lint format bench soak lock compose-env clean
+.PHONY: help setup run test lint format docs bench soak lock compose-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ lint: setup ## format, lint, types and import rules, as CI checks them
 format: setup ## lay the code out and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: setup ## write the pages of docs/ that follow from code
+	@$(BIN)/python -m docs.generate
 
 bench: setup ## measure requests, hashing and the relay
 	@$(BIN)/python -m benchmarks $(ARGS)

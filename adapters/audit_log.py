@@ -8,7 +8,7 @@ import asyncpg
 import uuid_utils.compat as uuid_utils
 from pydantic import JsonValue
 
-from adapters.cursors import make_cursor, not_a_cursor, read_cursor
+from adapters.cursors import make_cursor, not_a_cursor, read_cursor, read_time
 from adapters.event_log import Trail
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection
@@ -122,6 +122,13 @@ def _after(cursor: str | None) -> tuple[datetime | None, int | None]:
         return None, None
     at, position = read_cursor(cursor, parts=2)
     try:
-        return datetime.fromisoformat(at), int(position)
+        return read_time(at), _position(position)
     except ValueError as error:
         raise not_a_cursor() from error
+
+
+def _position(text: str) -> int:
+    position = int(text)
+    if not 0 <= position < 2**63:
+        raise ValueError("no position of ours")
+    return position

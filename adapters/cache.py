@@ -24,16 +24,17 @@ _FLOORS_MAX = 200_000
 """More than can change within the minute that an entry lives: no floor leaves before what it hides."""
 _GENERATION = "cache:generation"
 
-# Put an entry unless a newer version (an entry, or the floor that a drop left) stands there already.
+# Put an entry unless a newer version (an entry, or the floor that a drop left) stands there already; one of an older
+# generation cannot be read any more, so it gives way to its equal, but its version still counts as a floor.
 _PUT = """
 local version, generation = tonumber(ARGV[1]), ARGV[2]
 if (redis.call('GET', KEYS[1]) or '0') ~= generation then return {} end
 for i = 2, #KEYS do
   local there = redis.call('GET', KEYS[i])
-  local known, body = 0, ''
-  if there then known, body = string.match(there, '^%d+:(%d+):(.*)$') end
-  known = tonumber(known)
-  if version > known or (version == known and #body == 0) then
+  local written, known, body = nil, nil, nil
+  if there then written, known, body = string.match(there, '^(%d+):(%d+):(.*)$') end
+  known = tonumber(known or '0')
+  if version > known or (version == known and (written ~= generation or #body == 0)) then
     redis.call('SET', KEYS[i], generation .. ':' .. version .. ':' .. ARGV[2 * i], 'EX', ARGV[2 * i - 1])
   end
 end
@@ -63,7 +64,9 @@ class LocalCache(Generic[Value]):
 
     def put(self, key: object, user_id: UUID, version: int, value: Value) -> None:
         """Keep a value that was read at this version of its user, unless a newer one is known of."""
-        if self.is_trusted and version >= self.floor_of(user_id):
+        there = self._entries.get(key)
+        known = max(self.floor_of(user_id), 0 if there is None else there[2])
+        if self.is_trusted and version >= known:
             self._entries[key] = (self._clock() + L1_SECONDS, user_id, version, value)
 
     def drop(self, user_id: UUID, version: int) -> None:
@@ -139,12 +142,15 @@ def _keys(user_id: UUID) -> list[str]:
 def _account(generation: str, user: bytes | None, profile: bytes | None) -> Account | None:
     if user is None or profile is None:
         return None
-    user_generation, user_version, user_body = user.split(b":", 2)
-    profile_generation, profile_version, profile_body = profile.split(b":", 2)
-    same = user_version == profile_version and {user_generation, profile_generation} == {generation.encode()}
-    if not same or not user_body or not profile_body:
+    try:
+        user_generation, user_version, user_body = user.split(b":", 2)
+        profile_generation, profile_version, profile_body = profile.split(b":", 2)
+        same = user_version == profile_version and {user_generation, profile_generation} == {generation.encode()}
+        if not same or not user_body or not profile_body:
+            return None
+        return Account(User.model_validate_json(user_body), Profile.model_validate_json(profile_body))
+    except ValueError:  # of another shape: a release before or after this one wrote it
         return None
-    return Account(User.model_validate_json(user_body), Profile.model_validate_json(profile_body))
 
 
 class Source(Protocol):

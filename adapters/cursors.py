@@ -2,6 +2,7 @@
 
 import base64
 import json
+from datetime import datetime
 
 from domain.refusals import Fault, InvalidInput
 
@@ -17,9 +18,21 @@ def read_cursor(cursor: str, *, parts: int) -> list[str]:
         place = json.loads(base64.urlsafe_b64decode(cursor))
     except ValueError as error:
         raise not_a_cursor() from error
-    if not isinstance(place, list) or len(place) != parts or not all(isinstance(part, str) for part in place):
+    if not isinstance(place, list) or len(place) != parts or not all(_is_plain(part) for part in place):
         raise not_a_cursor()
     return place
+
+
+def read_time(text: str) -> datetime:
+    """A time of a cursor; raises `ValueError` for one that no row can have."""
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None or not 1970 <= at.year < 9000:
+        raise ValueError("no time of ours")
+    return at
+
+
+def _is_plain(part: object) -> bool:
+    return isinstance(part, str) and "\x00" not in part and not any("\ud800" <= char <= "\udfff" for char in part)
 
 
 def not_a_cursor() -> InvalidInput:

@@ -17,6 +17,7 @@ from domain.refusals import Overloaded
 
 T = TypeVar("T")
 _MEMORY_KIB_MAX = 1024 * 1024
+_PASSES_MAX = 64
 
 
 class Hasher:
@@ -25,7 +26,10 @@ class Hasher:
     A cancelled caller does not stop a running hash, so permits are given back by the worker, not by the caller.
     """
 
-    def __init__(self, cost: Argon2Cost, *, threads: int, waiting_max: int) -> None:
+    def __init__(
+        self, cost: Argon2Cost, *, threads: int, waiting_max: int, counted: Callable[[], None] = lambda: None
+    ) -> None:
+        self._counted = counted
         self._threads = threads or os.cpu_count() or 1
         self._argon2 = PasswordHasher(
             time_cost=cost.passes, memory_cost=cost.memory_kib, parallelism=cost.lanes, type=Type.ID
@@ -38,7 +42,9 @@ class Hasher:
 
     async def hash(self, password: str) -> str:
         """The encoded hash of the normalised password; raises `Overloaded` when too many wait."""
-        return await self._in_thread(self._argon2.hash, normalised(password))
+        encoded = await self._in_thread(self._argon2.hash, normalised(password))
+        self._counted()
+        return encoded
 
     async def verify(self, encoded: str | None, password: str) -> bool:
         """Does the password match? `None` (no such user) costs the same and matches nothing."""
@@ -79,7 +85,8 @@ class Hasher:
 def _matches(argon2: PasswordHasher, encoded: str, password: str) -> bool:
     """Bounded by our own ceiling: a stored hash names its cost, and a row may come from elsewhere."""
     try:
-        if extract_parameters(encoded).memory_cost > _MEMORY_KIB_MAX:
+        cost = extract_parameters(encoded)
+        if cost.memory_cost > _MEMORY_KIB_MAX or cost.time_cost > _PASSES_MAX:
             return False
         return argon2.verify(encoded, password)
     except (VerifyMismatchError, InvalidHashError, Argon2Error):

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,7 @@ class Ring:
     """The keys of one purpose; `current` signs and seals, all of them open and verify."""
 
     current: str
-    keys: Mapping[str, bytes]
+    keys: Mapping[str, bytes] = field(repr=False)
 
     @property
     def key(self) -> bytes:
@@ -144,6 +144,6 @@ def read_keys(path: Path) -> Keys:
 def _read_ring(purpose: str, raw: dict[str, dict[str, dict[str, str]]]) -> Ring:
     keys = {kid: base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for kid, text in raw[purpose]["keys"].items()}
     current = str(raw[purpose]["current"])
-    if current not in keys or any(len(key) != 32 for key in keys.values()):
-        raise BadKeys(f"key ring {purpose}: every key has 32 bytes, and `current` names one of them")
+    if current not in keys or any(len(key) != 32 or "." in kid for kid, key in keys.items()):
+        raise BadKeys(f"key ring {purpose}: a key has 32 bytes and no dot in its name, and `current` names one of them")
     return Ring(current, keys)

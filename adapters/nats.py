@@ -33,7 +33,8 @@ INBOX_PREFIX = "_INBOX.worker"
 CONNECT_S = 5
 _DAYS_90 = 90 * 86_400
 _RESERVED_BYTES = 8 * 1024
-ACK_WAIT_S = 60
+ACK_WAIT_S = 15
+"""How long the deliveries of a worker that died lie still; one that lives says so three times in it."""
 FETCHES = {"email": 4, "audit": 32, "cache": 32}
 """Deliveries a group of this process has in work at once: what it fetches together, so that none waits in a queue."""
 UNACKED_MAX = 2000
@@ -61,6 +62,15 @@ class AnsweringClient(Client):
             log.error("an answer was asked for outside of the inboxes", subject=subject[:100])
             return
         await super().publish(subject, payload, reply, headers)
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        """What cannot be read counts as no headers: the library would end its read loop over it, and fall silent."""
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except Exception as error:  # noqa: BLE001 - whatever a client made up
+            log.warning("unreadable headers", error=type(error).__name__)
+            return None
+        return found
 
 
 async def connect(

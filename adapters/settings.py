@@ -21,7 +21,7 @@ class BadSettings(Exception):
 class Argon2Cost(BaseModel):
     """argon2id's cost: KiB of memory, passes, lanes."""
 
-    memory_kib: int = Field(ge=8, le=4 * 1024 * 1024)
+    memory_kib: int = Field(ge=8, le=1024 * 1024)
     passes: int = Field(ge=1, le=64)
     lanes: int = Field(ge=1, le=16)
 
@@ -34,6 +34,7 @@ class Rate(BaseModel):
 
 
 RateSetting = Annotated[Rate, NoDecode]
+Pause = Annotated[float, Field(ge=0, le=7 * 86_400)]
 
 
 def _named(name: str) -> AliasChoices:
@@ -117,7 +118,7 @@ class Settings(BaseSettings):
     pool_wait_ms: int = Field(default=2000, ge=10, le=30_000, description="longest wait for a connection")
     statement_ms_max: int = Field(default=5000, ge=10, le=60_000, description="longest statement")
 
-    delivery_pauses: Annotated[tuple[float, ...], NoDecode] = Field(
+    delivery_pauses: Annotated[tuple[Pause, ...], NoDecode] = Field(
         default=(1, 5, 15, 60, 300, 900, 3600), description="seconds between a delivery's attempts; one more attempt"
     )
     duplicate_window_seconds: int = Field(default=120, ge=1, le=86_400, description="JetStream's duplicate window")
@@ -166,10 +167,8 @@ class Settings(BaseSettings):
         return self
 
     def _plaintext_fault(self, name: str) -> str | None:
-        """Mail is not asked here: an `smtp:` address elsewhere than on loopback must offer STARTTLS, or none is sent."""
-        url = urlsplit(getattr(self, name).get_secret_value())
-        encrypted = url.scheme in {"tls", "rediss", "wss"} or re.search(r"sslmode=verify-(ca|full)", url.query)
-        if self.allow_plaintext or encrypted or url.hostname in LOOPBACK:
+        """Mail is not asked here: an `smtp:` server elsewhere than on loopback must offer STARTTLS, or gets none."""
+        if self.allow_plaintext or all(map(_is_safe, re.split(r",(?=\w+://)", getattr(self, name).get_secret_value()))):
             return None
         how = "sslmode=verify-full" if name == "database_url" else "a tls:// or rediss:// address"
         return f"{name.upper()} has no verified TLS: use {how}, or set USER_SERVICE_ALLOW_PLAINTEXT=true"
@@ -186,6 +185,15 @@ class Settings(BaseSettings):
     @property
     def lifetimes(self) -> Lifetimes:
         return Lifetimes(idle=timedelta(seconds=self.idle_seconds))
+
+
+def _is_safe(address: str) -> bool:
+    """Is every server of a URL asked for TLS, or on loopback? One URL may name several (`host,host`)."""
+    url = urlsplit(address)
+    if url.scheme in {"tls", "rediss", "wss"} or re.search(r"(^|&)sslmode=verify-(ca|full)(&|$)", url.query):
+        return True
+    hosts = url.netloc.rpartition("@")[2].split(",")
+    return all(urlsplit(f"//{host}").hostname in LOOPBACK for host in hosts)
 
 
 def read_settings(**overrides: object) -> Settings:

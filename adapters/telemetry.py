@@ -106,6 +106,7 @@ class Metrics:
         self.authentications = Counter(
             "authentication_attempts_total", "Sign-in attempts", ["result", "method"], registry=registry
         )
+        self.password_hashes = Counter("password_hashes_total", "New password hashes made", registry=registry)
         self.registrations = Counter("user_registrations_total", "Accounts opened", registry=registry)
         self.without_client_ip = Counter(
             "requests_without_client_ip_total", "Requests whose gateway named no end user's address", registry=registry

@@ -101,6 +101,8 @@ class TokenMint:
 
     def read_access(self, token: str, *, at: datetime) -> AccessClaims:
         """Raise `BadToken` or `ExpiredToken` for all that is not a live access token of ours."""
+        if not token.isascii():
+            raise BadToken()  # a header may carry bytes that are no text, which cannot even be hashed
         key = hash_of(token)
         known = self._verified.get(key)
         if known is None:

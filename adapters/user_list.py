@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from adapters.cursors import make_cursor, not_a_cursor, read_cursor
+from adapters.cursors import make_cursor, not_a_cursor, read_cursor, read_time
 from adapters.postgres import Connection
 from adapters.users import USER_COLUMNS, view_of_row
 from contracts.admin import ListUsers, UserSort
@@ -89,6 +89,6 @@ def _after(cursor: str | None, order: _Order) -> tuple[datetime | str | None, UU
         return None, None
     place, user_id = read_cursor(cursor, parts=2)
     try:
-        return datetime.fromisoformat(place) if order.kind == "timestamptz" else place, UUID(user_id)
+        return read_time(place) if order.kind == "timestamptz" else place, UUID(user_id)
     except ValueError as error:
         raise not_a_cursor() from error

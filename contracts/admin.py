@@ -3,11 +3,11 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, Field, JsonValue, StringConstraints
+from pydantic import Field, JsonValue, StringConstraints
 
 from contracts.operations import Operation, Permission
 from contracts.users import Profile, Role, Session, Status, User
-from contracts.wire import Cursor, Limit100, Page, PageNumber, Text, Timestamp, Wire
+from contracts.wire import Cursor, Limit100, Moment, Page, PageNumber, Text, Timestamp, Wire
 
 UserSort = Literal["createdAt", "-createdAt", "email", "lastLoginAt"]
 
@@ -57,8 +57,8 @@ class ListAuditLogs(Wire):
     user_id: UUID | None = None
     action: Annotated[Text, StringConstraints(max_length=64)] | None = None
     success: bool | None = None
-    from_: AwareDatetime | None = Field(default=None, alias="from")
-    to: AwareDatetime | None = None
+    from_: Moment | None = Field(default=None, alias="from")
+    to: Moment | None = None
     page: PageNumber | None = None
     cursor: Cursor | None = None
     limit: Limit100 = 20

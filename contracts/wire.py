@@ -8,6 +8,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -69,6 +70,16 @@ def _rfc3339(at: datetime) -> str:
 
 Timestamp = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
 """An aware time, written as RFC 3339 in UTC."""
+
+
+def _of_our_times(at: datetime) -> datetime:
+    if not 1970 <= at.year < 9000:
+        raise ValueError("must lie between 1970 and 9000")
+    return at
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_of_our_times)]
+"""A time as a caller gives it: with its offset, within what a database can compare."""
 
 
 class Detail(Wire):
@@ -165,7 +176,8 @@ Email = Annotated[Text, AfterValidator(_one_address)]
 """Exactly one mail address (never a list, a display name or a comment), at most 254 bytes."""
 
 _NAME_EXTRAS = frozenset(" '’-.,")
-_LOOKS_LIKE_ADDRESS = re.compile(r"(?i)(https?:|www\.|[\w-]+\.[a-z]{2,}(/|\b(?!\.)$)|@)")
+# A dot between letters, but in titles such as `M.Sc.`: mail programs make a link of it wherever it stands.
+_LOOKS_LIKE_ADDRESS = re.compile(r"(?i)(https?:|www\.|[\w-]+\.[^\W\d_]{2,}(?![\w.])|@)")
 
 
 def _person_name(text: str) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from domain.refusals import Fault, WeakPassword
 
-_LEET = str.maketrans("013457@$!", "oieastasi")
+# One sign for each group of look-alikes: 1 and ! stand for l as well as for i, so all four are read as i.
+_LEET = str.maketrans("013457@$!l", "oieastasii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,12 @@ def normalised(password: str) -> str:
 def require_acceptable(
     password: str, policy: PasswordPolicy, *, own_words: tuple[str, ...], is_common: Callable[[str], bool]
 ) -> None:
-    """Raise `WeakPassword` with every broken rule at once.
+    """Raise `WeakPassword` with every broken rule at once; what is judged is the form that will be hashed.
 
     `own_words` are the user's names and email; they are found in disguise too (`p4u1` for `paul`).
     """
-    faults = [Fault("password", code, message) for code, message in _broken(password, policy, own_words, is_common)]
+    broken = _broken(normalised(password), policy, own_words, is_common)
+    faults = [Fault("password", code, message) for code, message in broken]
     if faults:
         raise WeakPassword(faults)
 

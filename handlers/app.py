@@ -230,7 +230,10 @@ async def _start_requests(
     stack: AsyncExitStack, loops: Loops, means: Means, keys: Keys, on_closed: Callable[[], Awaitable[None]]
 ) -> Dispatcher:
     settings = means.settings
-    hasher = Hasher(settings.argon2, threads=settings.hash_threads, waiting_max=settings.hash_queue)
+    hasher = Hasher(
+        settings.argon2, threads=settings.hash_threads, waiting_max=settings.hash_queue,
+        counted=means.metrics.password_hashes.inc,
+    )  # fmt: skip
     stack.callback(hasher.close)
     accounts, standings = LocalCache[Account](), LocalCache[Standing]()
     freshness = Freshness(means.bus, accounts, standings, means.shared_cache, wake_relay=means.relay.wake)

@@ -11,14 +11,17 @@ import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from adapters.event_log import StoredEvent, event_by_id, is_same
 from adapters.inbox import add_letter, is_done, mark_done, record_attempt
+from adapters.nats import ACK_WAIT_S
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.telemetry import Metrics
@@ -102,12 +105,14 @@ class Deliverer:
         began = time.perf_counter()
         self.in_work += 1
         outcome = "handed_back"
+        beating = asyncio.create_task(_beat(message))
         try:
             outcome = await self._deliver(delivery)
         except asyncio.CancelledError:
             await message.nak()  # the process stops: another takes it at once instead of after its ack time
             raise
         finally:
+            beating.cancel()
             self.in_work -= 1
             self.last_active = time.monotonic()
             self._metrics.deliveries.labels(self.group, outcome).inc()
@@ -144,10 +149,20 @@ class Deliverer:
             return await self._bury(delivery, error.reason, type(error).__name__, str(error))
         except Exception as error:  # noqa: BLE001 - the edge: recorded, put off, and at last a letter
             return await self._put_off(delivery, error)
-        async with self._database.connection() as connection:
-            await mark_done(connection, self.group, delivery.event_id, outcome)
+        await self._mark_done(delivery, outcome)
         await delivery.message.ack()
         return outcome
+
+    async def _mark_done(self, delivery: Delivery, outcome: str) -> None:
+        """Until it stands, however long our database is away: the mail is out, and must not go out again for this."""
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    await mark_done(connection, self.group, delivery.event_id, outcome)
+            except (Unavailable, Overloaded, Stale):
+                await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))
+            else:
+                return
 
     async def _handle(self, stored: StoredEvent) -> str:
         if not isinstance(self._handlers, Mapping):
@@ -195,11 +210,19 @@ class Deliverer:
         return "dead"
 
 
+async def _beat(message: Msg) -> None:
+    """Tell the server that the delivery is in work: only one whose worker has died goes to another."""
+    while True:
+        await asyncio.sleep(ACK_WAIT_S / 3)
+        with suppress(NatsError):  # a link that is away: the server hands it out again, and the inbox knows it
+            await message.in_progress()
+
+
 def _event_id(message: Msg) -> UUID | None:
     """The id in the body: headers are for others."""
     try:
         body = json.loads(message.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return _uuid(body.get("id")) if isinstance(body, dict) else None
 

@@ -132,7 +132,7 @@ def _seconds_left(headers: Mapping[str, str], faults: list[Fault], *, ms_max: in
     left_s = ms_max / 1000
     timeout = header(headers, "Timeout-Ms")
     if timeout is not None:
-        if re.fullmatch(r"\d{1,9}", timeout):
+        if re.fullmatch(r"[0-9]{1,9}", timeout):
             left_s = min(left_s, int(timeout) / 1000)
         else:
             faults.append(Fault("Timeout-Ms", "not_a_number", "This is no number of milliseconds."))

@@ -58,11 +58,15 @@ class Once:
             claim = await self._claim(key, work)
             if isinstance(claim, Claim):
                 return await self._carry_out(claim, work)
-            if claim.holds_secrets and (claim.secrets_expired or not await _is_unused(self._ctx, claim.body)):
-                raise StateConflict
+            if claim.success and claim.holds_secrets:  # a refusal holds none, whatever the operation
+                await self._require_showable(claim)
             return claim
         finally:
             self._working.pop(place).set()
+
+    async def _require_showable(self, kept: Kept) -> None:
+        if kept.secrets_expired or not await _is_unused(self._ctx, kept.body):
+            raise StateConflict
 
     async def _claim(self, key: str, work: Work) -> Claim | Kept:
         """Wait, without hashing, until the work is ours or done; the request's deadline bounds it."""

@@ -20,3 +20,17 @@ async def dev(tmp_path_factory) -> AsyncIterator[Dev]:  # type: ignore[no-untype
 async def client(dev: Dev) -> AsyncIterator[Gateway]:
     async with gateway(dev.ready) as found:
         yield found
+
+
+@pytest_asyncio.fixture(scope="session")
+async def limited(tmp_path_factory) -> AsyncIterator[Dev]:  # type: ignore[no-untyped-def]
+    """A `dev` whose rate limits are on; what is tested on it has addresses and sources of its own."""
+    base: Path = tmp_path_factory.mktemp("limited")
+    async with Dev(base / "data", USER_SERVICE_RATE_LIMITS="on") as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def limited_client(limited: Dev) -> AsyncIterator[Gateway]:
+    async with gateway(limited.ready) as found:
+        yield found

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import urlsafe_b64encode
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -114,7 +115,7 @@ async def test_text_that_cannot_be_kept_is_refused(client: Gateway, field: str, 
 @pytest.mark.parametrize(
     "address",
     [
-        "a@b.c,evil@x.y", "a@b.c;evil@x.y", "a@b.c evil@x.y", "Ada <a@b.c>", "a@b.c\r\nBcc: evil@x.y", "a@b.c\n",
+        "a@b.c,evil@x.y", "a@b.c;evil@x.y", "a@b.c evil@x.y", "Ada <a@b.c>", "a@b.c\r\nBcc: evil@x.y",
         "<a@b.c>", '"a b"@b.c', "a@b", "@b.c", "a@", "a@@b.c", "a@b..c", "a@-b.c", "a@[127.0.0.1]", "a..b@b.c",
         "a@b.c(comment)", "a" * 65 + "@b.c", "a@" + "b." * 130 + "c", "a@xn--.c", "a@b\uff0cevil.c", "evil@x.y\x00@b.c",
         "a@b.c%0abcc:evil@x.y", "a@\u200db.c",
@@ -122,14 +123,19 @@ async def test_text_that_cannot_be_kept_is_refused(client: Gateway, field: str, 
 )  # fmt: skip
 @pytest.mark.parametrize("operation", ["auth.register", "auth.login", "auth.resend-verification"])
 async def test_what_is_not_exactly_one_address_is_refused(client: Gateway, operation: str, address: str) -> None:
-    if address == "a@b.c\n":
-        pytest.skip("outer white space is cut off, and one address is left")
     reply = await client.call(operation, **(GOOD | {"email": address}))
-    assert details(reply) == {"email": "not_an_address"} or "email" in details(reply)
+    assert set(details(reply)) == {"email"}
 
 
 async def test_unknown_fields_are_ignored(client: Gateway) -> None:
-    sent = GOOD | {"email": new_email(), "role": "admin", "emailVerified": True, "id": "7", "__proto__": {}, "x": [1e999]}
+    sent = GOOD | {
+        "email": new_email(),
+        "role": "admin",
+        "emailVerified": True,
+        "id": "7",
+        "__proto__": {},
+        "x": [1e999],
+    }
     user = (await client.call("auth.register", **sent)).data["user"]
     assert (user["role"], user["emailVerified"]) == ("user", False)
     assert user["id"] != "7"
@@ -222,13 +228,11 @@ async def test_null_clears_what_may_be_empty_and_is_refused_for_the_rest(client:
     "place",
     [
         ["x", "y"], ["0001-01-01T00:00:00+14:00", "0" * 32], ["9999-12-31T23:59:59-14:00", "0" * 32],
-        ["2026-01-01", "0" * 32], ["\x00", "0" * 32], ["\ud800", "0" * 32], [], {}, [1, 2], "text", None,
+        ["2026-01-01", "0" * 32], ["2026-01-01T00:00:00Z", "9" * 30], ["\x00", "0" * 32], ["\ud800", "0" * 32], [], {}, [1, 2], "text", None,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("sort", ["createdAt", "email", "lastLoginAt"])
 async def test_a_made_up_cursor_never_breaks_a_list(client: Gateway, place: object, sort: str) -> None:
-    from base64 import urlsafe_b64encode  # noqa: PLC0415
-
     cursor = urlsafe_b64encode(json.dumps(place).encode()).decode()
     access = await client.admin()
     users = await client.call("admin.users.list", access=access, cursor=cursor, sort=sort)
@@ -252,8 +256,11 @@ async def test_a_message_above_the_servers_limit_never_reaches_the_service(dev: 
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     connect = {"user": url.username, "pass": url.password, "verbose": False, "headers": True}
     writer.write(f"CONNECT {json.dumps(connect)}\r\nPUB {REGISTER} _INBOX.x 2000000\r\n".encode() + b"a" * 2_000_000)
+    seen = b""
     async with asyncio.timeout(10):
-        assert b"Maximum Payload" in await reader.read()  # the server hangs up on who insists
+        while b"Maximum Payload" not in seen and (got := await reader.read(65536)):  # it hangs up on who insists
+            seen += got
+    assert b"Maximum Payload" in seen
     writer.close()
     assert (await client.call("auth.jwks")).ok
 

@@ -5,8 +5,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,34 @@ class House:
             yield nc
         finally:
             await nc.close()
+
+    @asynccontextmanager
+    async def without_mail(self) -> AsyncIterator[None]:
+        """The mail server is away while the block lasts, and comes back on its port."""
+        await self.sink.__aexit__(None, None, None)
+        try:
+            yield
+        finally:
+            await self.sink.__aenter__()
+
+    @asynccontextmanager
+    async def without(self, name: str) -> AsyncIterator[None]:
+        """A server is stopped while the block lasts, and comes back on its port and data."""
+        await self.servers.stop_one(name)
+        try:
+            yield
+        finally:
+            await self.servers.start_one(name)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """A server takes what is sent and answers nothing while the block lasts."""
+        pid = self.servers.pid_of(name)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     async def heal(self) -> None:
         """Everything runs again, whatever a test has done."""

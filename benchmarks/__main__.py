@@ -1,0 +1,125 @@
+"""`python -m benchmarks`: every operation under a closed loop of callers, on a `dev` of its own on this machine.
+
+Callers, service and servers share the processors, so the figures compare builds on one machine, not machines.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nats
+import uvloop
+from argon2 import PasswordHasher, Type
+from nats.aio.client import Client
+
+from benchmarks.load import Result, Scenario, Tree, measure
+from benchmarks.scenarios import Cast, logout, register, resend_verification, verify_email
+from tests.program import Dev
+
+COST = (19456, 2, 1)
+ENVIRONMENT = {
+    "USER_SERVICE_ARGON2": "m={},t={},p={}".format(*COST),
+    "USER_SERVICE_RATE_LIMITS": "off",
+    "USER_SERVICE_LOG_LEVEL": "warning",
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=5, help="how long each operation is asked (default: 5)")
+    parser.add_argument("--callers", type=int, default=32, help="how many ask at once, 1 to 60 (default: 32)")
+    options = parser.parse_args()
+    if not 1 <= options.callers <= 60:
+        parser.error("--callers: 1 to 60; more logins at once than the hashing queue holds would be shed")
+    uvloop.run(_measure_all(options.callers, options.seconds))
+
+
+async def _measure_all(callers: int, seconds: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="user-service-bench-") as folder:
+        began = time.perf_counter()
+        async with Dev(Path(folder) / "data", **ENVIRONMENT) as dev:
+            print(f"dev started in {time.perf_counter() - began:.1f} s", flush=True)
+            client = await nats.connect(dev.ready["natsUrl"], allow_reconnect=False)
+            try:
+                await _measure_on(client, Tree(dev.pid), dev.ready, callers, seconds)
+            finally:
+                await client.close()
+
+
+async def _measure_on(client: Client, tree: Tree, ready: Mapping[str, Any], callers: int, seconds: float) -> None:
+    print(
+        f"{os.cpu_count()} processors, Python {platform.python_version()}, {callers} callers, {seconds:g} s each; "
+        f"argon2id {ENVIRONMENT['USER_SERVICE_ARGON2']}\n",
+        flush=True,
+    )
+    cast = Cast(client, tree, ready)
+    await cast.gather(callers)
+    print(HEADER, flush=True)
+
+    async def run(scenario: Scenario) -> Result:
+        result = await measure(client, tree, scenario, callers=callers, seconds=seconds)
+        print(_row(result), flush=True)
+        return result
+
+    for scenario in (*cast.reads(), *cast.writes()):
+        await run(scenario)
+    await run(register())
+    await run(verify_email(cast.mailed_tokens()))
+    await run(resend_verification())
+    await tree.settled()
+    bare = await asyncio.to_thread(bare_argon2_per_second, seconds)
+    login = await run(cast.login())
+    await run(logout(await cast.open_sessions()))
+    await run(cast.login_elsewhere())
+    print(
+        f"\nargon2id alone, {os.cpu_count()} threads: {bare:.0f} verifications a second; "
+        f"login reaches {login.per_second / bare:.0%} of that"
+    )
+
+
+def bare_argon2_per_second(seconds: float) -> float:
+    """The rate of the installed argon2 with a thread for each core, and nothing else to do."""
+    memory_kib, passes, lanes = COST
+    hasher = PasswordHasher(memory_cost=memory_kib, time_cost=passes, parallelism=lanes, type=Type.ID)
+    kept = hasher.hash("Analytical-Engine-1843")
+    began = time.perf_counter()
+    done: deque[None] = deque()
+
+    def work(_: int) -> None:
+        while time.perf_counter() - began < seconds:
+            hasher.verify(kept, "Analytical-Engine-1843")
+            done.append(None)
+
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    return len(done) / (time.perf_counter() - began)
+
+
+HEADER = (
+    "| operation | requests | per second | p50 ms | p99 ms | service CPU ms | servers CPU ms | refused |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---|"
+)
+
+
+def _row(result: Result) -> str:
+    if not result.requests:
+        return f"| {result.name} | 0 | | | | | | |"
+    refused = ", ".join(f"{count} {code}" for code, count in result.refused.items())
+    return (
+        f"| {result.name} | {result.requests} | {result.per_second:.0f} | {result.percentile(0.5):.1f} | "
+        f"{result.percentile(0.99):.1f} | {result.service_ms:.2f} | {result.servers_ms:.2f} | {refused} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

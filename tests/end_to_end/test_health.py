@@ -1,0 +1,70 @@
+"""How the service says that it is well: over the bus, over HTTP, and in the figures that dashboards know by name."""
+
+import asyncio
+import json
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from tests.gateway import Gateway
+from tests.program import Dev
+
+CHECKS = {"database", "nats", "redis", "memory", "disk"}
+METRICS = {
+    "http_requests_total", "http_request_duration_seconds", "database_connections_active", "authentication_attempts_total",
+    "user_registrations_total", "requests_in_work", "requests_shed_total", "relay_lag_seconds", "relay_outbox_events",
+    "event_consumer_pending", "event_deliveries_total", "dead_letters_total", "cache_hits", "cache_misses", "redis_away",
+    "password_hashes_total",
+}  # fmt: skip
+
+
+async def page(dev: Dev, path: str) -> tuple[int, str]:
+    def read() -> tuple[int, str]:
+        with urlopen(f"{dev.ready['httpUrl']}{path}", timeout=5) as found:
+            return found.status, found.read().decode()
+
+    return await asyncio.to_thread(read)
+
+
+def assert_well(health: dict[str, Any]) -> None:
+    assert health["status"] in {"healthy", "degraded"}, health
+    checks = {check["name"]: check for check in health["checks"]}
+    assert set(checks) >= CHECKS
+    assert [checks[name]["status"] for name in ("database", "nats", "redis")] == ["healthy"] * 3
+    assert all(0 <= check["responseTimeMs"] < 1000 and check["message"] for check in checks.values())
+    assert (health["environment"], health["uptime"] > 0, health["version"].count(".")) == ("development", True, 2)
+
+
+@pytest.mark.parametrize("operation", ["health.check", "health.ready"])
+async def test_the_bus_tells_how_everything_is(client: Gateway, operation: str) -> None:
+    assert_well((await client.call(operation)).data)
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready"])
+async def test_http_tells_the_same(dev: Dev, path: str) -> None:
+    status, text = await page(dev, path)
+    assert status == 200
+    assert_well(json.loads(text))
+
+
+async def test_the_figures_have_the_names_that_dashboards_know(dev: Dev, client: Gateway) -> None:
+    found = await client.signed_in()
+    assert (await client.call("me.get", access=found["tokens"]["accessToken"])).ok
+    status, text = await page(dev, "/metrics")
+    assert status == 200
+    names = {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert names >= METRICS
+    assert 'http_requests_total{method="NATS",route="users.v1.me.get",status_code="200"}' in text
+    assert 'http_request_duration_seconds_bucket{le="0.001",method="NATS",route="users.v1.me.get"}' in text
+    assert 'authentication_attempts_total{method="password",result="success"}' in text
+    for group in ("email", "audit", "cache"):
+        assert f'event_deliveries_total{{group="{group}"' in text, group
+
+
+async def test_no_label_of_a_figure_comes_from_a_caller(dev: Dev, client: Gateway) -> None:
+    marker = "label-from-a-caller"
+    headers = {"Request-Id": marker, "User-Agent": marker, "Device-Id": marker}
+    await client.call("auth.login", headers=headers, email=f"{marker}@example.com", password=marker)
+    _, text = await page(dev, "/metrics")
+    assert marker not in text

@@ -1,0 +1,200 @@
+"""The command line when something is wrong: one clear line, the right exit code, and advice."""
+
+import asyncio
+import json
+import signal
+import socket
+import stat
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import psutil
+import pytest
+
+from tests.faults.house import House, Run
+from tests.gateway import new_email
+from tests.program import command, until
+
+SERVED = 'http_requests_total{method="NATS",route="users.v1.auth.jwks",status_code="200"}'
+
+
+def require_one_line(err: str, *words: str) -> None:
+    assert len(err.strip().splitlines()) == 1, err
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+    ("server", "finding"), [("postgres", "postgresql"), ("nats", "nats"), ("valkey", "redis"), ("mail", "smtp")]
+)
+async def test_doctor_names_a_stopped_server_and_says_what_to_do(house: House, server: str, finding: str) -> None:
+    async with house.without_mail() if server == "mail" else house.without(server):
+        code, said, err = await house.command("doctor")
+    assert code == 1, err
+    lines = said.splitlines()
+    [at] = [number for number, line in enumerate(lines) if line.startswith(f"FAULT  {finding}: ")]
+    assert lines[at + 1].startswith("       → start it")
+    assert all(f"ok     {other}: " in said for other in {"postgresql", "nats", "redis", "smtp"} - {finding}), said
+
+
+async def test_run_lists_every_missing_setting_at_once() -> None:
+    code, _, err = await command("run")
+    assert code == 1
+    assert {line.split(":")[0] for line in err.splitlines()} == {"NATS_URL", "DATABASE_URL", "REDIS_URL", "SMTP_URL"}
+
+
+async def test_run_refuses_plain_text_to_elsewhere(house: House) -> None:
+    for name, url in (
+        ("NATS_URL", "nats://worker:secret@192.0.2.1:4222"),
+        ("DATABASE_URL", "postgresql://user:secret@192.0.2.1/users"),
+        ("REDIS_URL", "redis://:secret@192.0.2.1/0"),
+        ("SMTP_URL", "smtp://user:secret@192.0.2.1"),
+    ):
+        code, _, err = await house.command("run", **{name: url})
+        assert code == 1
+        require_one_line(err, name, "TLS")
+        assert "secret" not in err
+
+
+async def test_an_unknown_group_and_a_missing_key_file(house: House) -> None:
+    unknown, keyless = await asyncio.gather(
+        house.command("run", "requests", "emial"),
+        house.command("run", USER_SERVICE_KEYS_FILE=str(house.base / "absent.json")),
+    )
+    assert unknown[0] == 2
+    assert "emial" in unknown[2]
+    assert keyless[0] == 1
+    require_one_line(keyless[2], "absent.json", "keys init")
+
+
+async def test_run_with_a_server_away_says_so_in_one_line(house: House) -> None:
+    async with house.without("postgres"):
+        code, _, err = await house.command("run", USER_SERVICE_LOG_LEVEL="error")
+    assert code == 1
+    require_one_line(err, "doctor")
+
+
+@asynccontextmanager
+async def fresh_database(house: House) -> AsyncIterator[dict[str, str]]:
+    """Settings that name a database without a schema."""
+    name = f"fresh_{uuid4().hex[:8]}"
+    owner = urlsplit(house.at.database_owner_url)
+    admin = await asyncpg.connect(house.at.database_admin_url)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} OWNER {owner.username}")
+        yield {"DATABASE_OWNER_URL": owner._replace(path=f"/{name}").geturl()}
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+async def test_migrations_are_applied_once_and_never_changed_afterwards(house: House) -> None:
+    async with fresh_database(house) as env:
+        code, said, err = await house.command("migrate", "--status", **env)
+        assert code == 0, err
+        assert all(line.endswith("waits") for line in said.splitlines())
+
+        outcomes = await asyncio.gather(*(house.command("migrate", "--json", **env) for _ in range(5)))
+        assert [code for code, _, _ in outcomes] == [0] * 5, outcomes
+        applied = [json.loads(said)["applied"] for _, said, _ in outcomes]
+        assert sorted(map(len, applied))[:4] == [0] * 4
+        assert sum(applied, [])[0].startswith("0001_")
+
+        code, said, _ = await house.command("migrate", "--status", "--json", **env)
+        assert code == 0
+        assert [row["name"] for row in json.loads(said)] == sum(applied, [])
+        assert all(row["appliedAt"] for row in json.loads(said))
+
+        owner = await asyncpg.connect(env["DATABASE_OWNER_URL"])
+        await owner.execute("UPDATE schema_migrations SET checksum = 'another' WHERE version = 1")
+        code, _, err = await house.command("migrate", **env)
+        assert code == 1
+        require_one_line(err, "0001_", "was changed")
+
+        await owner.execute("INSERT INTO schema_migrations (version, name, checksum) VALUES (9999, '9999_later.sql', '')")
+        await owner.execute("DELETE FROM schema_migrations WHERE version = 1")
+        code, _, err = await house.command("migrate", **env)
+        assert code == 1
+        require_one_line(err, "9999")
+        await owner.close()
+
+
+async def test_dev_says_in_one_line_what_is_in_its_way(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        broken = tmp_path / "broken"
+        (broken / "postgres").mkdir(parents=True)
+        on_taken, on_broken = await asyncio.gather(
+            command("dev", "--data-dir", str(tmp_path / "data"), env={"HTTP_PORT": port}),
+            command("dev", "--data-dir", str(broken)),
+        )
+    assert on_taken[0] == 1
+    require_one_line(on_taken[2], port, "taken")
+    assert not (tmp_path / "data" / "ready.json").exists()
+    assert on_broken[0] == 1
+    require_one_line(on_broken[2], str(broken), "PostgreSQL")
+
+
+async def test_keys_init_never_touches_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    assert (await command("keys", "init", str(path)))[0] == 0
+    made = path.read_bytes()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    code, _, err = await command("keys", "init", str(path))
+    assert code == 1
+    require_one_line(err, str(path))
+    assert path.read_bytes() == made
+
+
+async def test_create_admin_holds_to_the_rules_for_passwords(house: House) -> None:
+    email = new_email()
+    code, _, err = await house.command("create-admin", email, USER_SERVICE_ADMIN_PASSWORD="password")
+    assert code == 1
+    require_one_line(err, "password")
+    outcomes = [
+        await house.command("create-admin", email, USER_SERVICE_ADMIN_PASSWORD="Jacquard-Loom-1804") for _ in range(2)
+    ]
+    assert [code for code, _, _ in outcomes] == [0, 1]
+    require_one_line(outcomes[1][2], email)
+    async with house.run("requests"), house.gateway() as client:
+        found = (await client.call("auth.login", email=email, password="Jacquard-Loom-1804")).data
+        assert found["user"]["role"] == "admin"
+        access = found["tokens"]["accessToken"]
+        assert (await client.call("admin.users.list", access=access, search=email)).data[0]["email"] == email
+
+
+async def metrics_of(run: Run) -> dict[str, float]:
+    def page() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{run.http_port}/metrics", timeout=10) as answer:
+            return str(answer.read(), "utf-8")
+
+    text = await asyncio.to_thread(page)
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(figure) for name, _, figure in lines}
+
+
+async def test_workers_are_counted_together_started_again_and_stopped(house: House) -> None:
+    async with house.run("--workers", "2", "requests", "relay") as run, house.gateway() as client:
+        workers = psutil.Process(run.process.pid).children()
+        assert len(workers) == 2
+        for _ in range(40):
+            assert (await client.call("auth.jwks")).ok
+        assert (await metrics_of(run))[SERVED] == 40
+
+        workers[0].send_signal(signal.SIGKILL)
+        await until(lambda: len(run.lines("ready")) == 3, within_s=20, what="the killed worker to be there again")
+        for _ in range(10):
+            assert (await client.call("auth.jwks")).ok
+        assert (await metrics_of(run))[SERVED] == 50
+
+        alive = psutil.Process(run.process.pid).children()
+        assert len(alive) == 2
+        began = time.monotonic()
+        assert await run.stop() == 0
+        assert time.monotonic() - began < 12
+        assert not any(worker.is_running() for worker in alive)

@@ -1,0 +1,138 @@
+"""Valkey stopped, frozen and back: every operation answers on, little slower, and nothing stale is shown afterwards."""
+
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from adapters.mail_sink import token_of
+from tests.faults.house import House
+from tests.gateway import PASSWORD, Gateway, Reply, new_email
+
+SLOWER_S_MAX = 0.9  # 300 ms are promised; this machine is shared
+ROUNDS = 5
+MANY = "100000/60"
+# Limits count in Valkey, so they must be on for its absence to be felt.
+LIMITED = {
+    "USER_SERVICE_RATE_LIMITS": "on",
+    "USER_SERVICE_LIMIT_REGISTER": MANY,
+    "USER_SERVICE_LIMIT_GENERAL": MANY,
+    "USER_SERVICE_LIMIT_LOGIN_SOURCE": MANY,
+    "USER_SERVICE_LIMIT_MAIL_SOURCE": MANY,
+    "USER_SERVICE_LIMIT_BUS_CLIENT": MANY,
+}
+
+
+@dataclass
+class Walk:
+    """One round through every operation by a user of its own; how long each took."""
+
+    client: Gateway
+    admin: str
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    async def timed(self, name: str, sending: Awaitable[Reply]) -> Reply:
+        began = time.perf_counter()
+        reply = await sending
+        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+        assert reply.ok, (name, reply.body)
+        return reply
+
+    async def call(self, name: str, access: str | None = None, **body: object) -> Reply:
+        return await self.timed(name, self.client.call(name, access=access, **body))
+
+    async def round(self) -> None:
+        email = new_email()
+        await self.timed("auth.register", self.client.register(email))
+        await self.call("auth.resend-verification", email=email)
+        token = token_of(await self.client.mail_to(email, "verify-email"))
+        await self.call("auth.verify-email", token=token)
+        found = (await self.call("auth.login", email=email, password=PASSWORD)).data
+        tokens, user_id = found["tokens"], found["user"]["id"]
+        access = tokens["accessToken"]
+        await self.call("auth.verify-token", token=access)
+        await self.call("auth.jwks")
+        await self.call("me.update", access, firstName="Augusta")
+        await self.call("profile.update", access, displayName="The Countess")
+        for _ in range(2):
+            me = (await self.call("me.get", access)).data
+            assert (me["user"]["firstName"], me["profile"]["displayName"]) == ("Augusta", "The Countess")
+        profile = (await self.call("profile.get", access, userId=user_id)).data["profile"]
+        assert profile["displayName"] == "The Countess"
+        await self.call("admin.users.list", self.admin, limit=5)
+        shown = (await self.call("admin.users.get", self.admin, userId=user_id)).data
+        assert shown["user"]["firstName"] == "Augusta"
+        await self.call("admin.audit-logs.list", self.admin, userId=user_id)
+        await self.call("health.check")
+        await self.call("health.ready")
+        renewed = (await self.call("auth.refresh", refreshToken=tokens["refreshToken"])).data["tokens"]
+        await self.call("auth.logout", renewed["accessToken"])
+        assert (await self.client.call("me.get", access=access)).code == "INVALID_TOKEN"
+
+    async def rounds(self) -> dict[str, float]:
+        """The median of each operation."""
+        self.seconds = {}
+        for _ in range(ROUNDS):
+            await self.round()
+        return {name: statistics.median(times) for name, times in self.seconds.items()}
+
+
+def slower(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: round(after[name] - before[name], 4) for name in before}
+
+
+async def test_every_operation_answers_without_valkey_and_with_a_hung_one(
+    house: House, record_property: Callable[[str, object], None]
+) -> None:
+    async with house.run(**LIMITED), house.gateway() as client:
+        walk = Walk(client, await client.admin())
+        usual = await walk.rounds()
+        assert len(usual) == 17
+        async with house.without("valkey"):
+            stopped = slower(usual, await walk.rounds())
+            assert (await client.call("health.check")).data["status"] == "degraded"
+        with house.frozen("valkey"):
+            frozen = slower(usual, await walk.rounds())
+            assert (await client.call("health.check")).data["status"] == "degraded"
+        record_property("slower without", stopped)
+        record_property("slower with a hung one", frozen)
+        assert max(stopped.values()) < SLOWER_S_MAX, stopped
+        assert max(frozen.values()) < SLOWER_S_MAX, frozen
+        await walk.round()
+
+
+async def require_fresh(client: Gateway, access: str, user_id: str, name: str) -> None:
+    """Both processes show it: the queue group gives each some of these requests."""
+    for _ in range(20):
+        assert (await client.call("me.get", access=access)).data["user"]["firstName"] == name
+        shown = (await client.call("profile.get", access=access, userId=user_id)).data["profile"]
+        assert shown["displayName"] == name
+
+
+@pytest.mark.parametrize("hung", [False, True], ids=["stopped", "hung"])
+async def test_nothing_from_before_is_shown_when_valkey_is_back(house: House, hung: bool) -> None:
+    async with house.run("requests", "cache", "relay", "email"), house.gateway() as client:
+        found = await client.signed_in()
+        access, user_id = found["tokens"]["accessToken"], found["user"]["id"]
+        await client.call("me.update", access=access, firstName="Before")
+        await client.call("profile.update", access=access, displayName="Before")
+        await require_fresh(client, access, user_id, "Before")
+
+        async def change() -> None:
+            assert (await client.call("me.update", access=access, firstName="During")).ok
+            assert (await client.call("profile.update", access=access, displayName="During")).ok
+
+        if hung:
+            with house.frozen("valkey"):
+                await change()
+        else:
+            async with house.without("valkey"):
+                await change()
+        # A second process has an empty L1: what it shows comes from Valkey or from the rows.
+        async with house.run("requests"):
+            await require_fresh(client, access, user_id, "During")
+            await client.call("me.update", access=access, firstName="After")
+            await client.call("profile.update", access=access, displayName="After")
+            await require_fresh(client, access, user_id, "After")

@@ -1,0 +1,44 @@
+"""The pages of docs/ that follow from code are what that code says now; every link between pages leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adapters.telemetry import Metrics
+from contracts.events import EVENTS
+from docs.generate import PAGES, WHEN
+
+ROOT = Path(__file__).parents[2]
+WRITTEN = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_generated_page_is_as_the_code_says(name: str) -> None:
+    committed = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert committed == PAGES[name](), f"docs/{name} is out of date: run `make docs`"
+
+
+def test_every_event_is_explained() -> None:
+    assert WHEN.keys() == EVENTS.keys()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_links_lead_to_files(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_inside_a_generated_page_have_a_heading(name: str) -> None:
+    page = PAGES[name]()
+    headings = {re.sub(r"[^\w-]", "", line.lstrip("# ").lower()) for line in page.splitlines() if line.startswith("#")}
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= headings
+
+
+def test_every_metric_is_explained() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    for family in Metrics().registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        assert f"`{name}`" in page, name
