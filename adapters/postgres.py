@@ -21,6 +21,7 @@ _GONE = (
     OSError,  # includes TimeoutError, which asyncpg raises for a statement that outlived its client's patience
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what its protocol says of a connection that the server ends in the middle
     asyncpg.OperatorInterventionError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
@@ -74,7 +75,14 @@ class Database:
             try:
                 yield connection
             finally:
-                await self._pool.release(connection, timeout=5)
+                await self._give_back(connection)
+
+    async def _give_back(self, connection: Connection) -> None:
+        """What was done is done: a connection that is lost on its way back is replaced, and fails nobody."""
+        try:
+            await self._pool.release(connection, timeout=5)
+        except _GONE as error:
+            log.warning("a connection was lost", error=type(error).__name__)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -45,20 +45,22 @@ def main() -> None:
 
 async def _measure_all(callers: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="user-service-bench-") as folder:
-        began = time.perf_counter()
+        began, load = time.perf_counter(), os.getloadavg()[0]
         async with Dev(Path(folder) / "data", **ENVIRONMENT) as dev:
             print(f"dev started in {time.perf_counter() - began:.1f} s", flush=True)
             client = await nats.connect(dev.ready["natsUrl"], allow_reconnect=False)
             try:
-                await _measure_on(client, Tree(dev.pid), dev.ready, callers, seconds)
+                await _measure_on(client, Tree(dev.pid), dev.ready, callers, seconds, load)
             finally:
                 await client.close()
 
 
-async def _measure_on(client: Client, tree: Tree, ready: Mapping[str, Any], callers: int, seconds: float) -> None:
+async def _measure_on(
+    client: Client, tree: Tree, ready: Mapping[str, Any], callers: int, seconds: float, load: float
+) -> None:
     print(
         f"{os.cpu_count()} processors, Python {platform.python_version()}, {callers} callers, {seconds:g} s each; "
-        f"argon2id {ENVIRONMENT['USER_SERVICE_ARGON2']}\n",
+        f"argon2id {ENVIRONMENT['USER_SERVICE_ARGON2']}; load before the start {load:.1f}\n",
         flush=True,
     )
     cast = Cast(client, tree, ready)

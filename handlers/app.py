@@ -51,6 +51,7 @@ log = structlog.get_logger()
 GROUPS = ("requests", "relay", "email", "audit", "cache", "jobs")
 EVENT_GROUPS = ("email", "audit", "cache")
 DRAIN_S = 8.0
+_CANCELS_MAX = 5
 HANDLERS: Handlers = {
     **auth.HANDLERS, **tokens.HANDLERS, **me.HANDLERS, **profile.HANDLERS, **admin.HANDLERS, **health.HANDLERS,
 }  # fmt: skip
@@ -171,8 +172,12 @@ class Loops:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
+        for _ in range(_CANCELS_MAX):  # before Python 3.12 `wait_for`, which nats-py uses, may swallow one
+            left = [task for task in self._tasks if not task.done()]
+            for task in left:
+                task.cancel()
+            if not left or not (await asyncio.wait(left, timeout=1))[1]:
+                break
         await self._group.__aexit__(kind, error, trace)
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.message import EmailMessage
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -93,7 +94,7 @@ class Gateway:
     def mails_to(self, email: str, holding: str = "") -> list[EmailMessage]:
         found = []
         for path in stored_mails(Path(self.ready["mailDir"])):
-            mail = read_mail(path)
+            mail = _mail_of(path)
             body = mail.get_body(("plain",))
             if mail["To"] == email and holding in (body.get_content() if body else ""):
                 found.append(mail)
@@ -105,6 +106,12 @@ class Gateway:
             while not (found := self.mails_to(email, holding)):
                 await asyncio.sleep(0.02)
         return found[0]
+
+
+@cache
+def _mail_of(path: Path) -> EmailMessage:
+    """A stored mail never changes: it was renamed into place whole."""
+    return read_mail(path)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,15 @@ async def until(condition: Callable[[], object], *, within_s: float, what: str) 
     while not condition():
         assert loop.time() < deadline, f"waited {within_s:g} s for {what}"
         await asyncio.sleep(0.02)
+
+
+async def eventually(condition: Callable[[], Awaitable[object]], *, within_s: float, what: str) -> None:
+    """Wait for a condition that has to be asked for, and fail when it has not come in time."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while not await condition():
+        assert loop.time() < deadline, f"waited {within_s:g} s for {what}"
+        await asyncio.sleep(0.05)
 
 
 async def command(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:

@@ -15,7 +15,7 @@ from adapters.mail_sink import token_of
 from contracts.api import OPERATIONS
 from contracts.operations import Operation
 from tests.gateway import Gateway, database, gateway, new_email, stored_events
-from tests.program import Dev
+from tests.program import Dev, eventually
 
 SECRET_FIELDS = frozenset({"password", "token", "refreshToken"})
 ORDINARY = {"email": "canary@cage.example", "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}
@@ -81,9 +81,9 @@ async def sing_through(client: Gateway, operation: Operation, song: Song) -> Non
 async def live(client: Gateway, song: Song) -> None:
     """A life that goes well: what is handed out on its way is secret too."""
     password, email = song.secrets["password"], new_email()
-    account = {"email": email, "password": password, "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}
+    account: dict[str, Any] = ORDINARY | {"email": email, "password": password}
     song.replies.append(str((await client.call("auth.register", **account)).data))
-    song.secrets["link token"] = token_of(await client.mail_to(email, "verify-email"))
+    song.secrets["link token"] = str(token_of(await client.mail_to(email, "verify-email")))
     song.replies.append(str((await client.call("auth.verify-email", token=song.secrets["link token"])).data))
     await client.call("auth.login", email=email, password=song.secrets["wrong password"])
     headers = {"User-Agent": "curl/8", "Idempotency-Key": song.secrets["key"]}
@@ -129,13 +129,18 @@ async def song(limited: Dev) -> AsyncIterator[Song]:
 
 async def announced(dev: Dev) -> None:
     """Wait until every event is on the stream and handled by every group."""
-    async with database(dev.ready) as rows, asyncio.timeout(20):
-        while await rows.fetchval(
-            "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM events e CROSS JOIN "
-            "(VALUES ('email'), ('audit'), ('cache')) g (name) WHERE NOT EXISTS "
-            "(SELECT 1 FROM inbox i WHERE i.event_id = e.id AND i.group_name = g.name))"
-        ):
-            await asyncio.sleep(0.05)
+    async with database(dev.ready) as rows:
+
+        async def nothing_waits() -> bool:
+            return bool(await rows.fetchval(_NOTHING_WAITS))
+
+        await eventually(nothing_waits, within_s=20, what="all groups to have had every event")
+
+
+_NOTHING_WAITS = """
+SELECT NOT EXISTS (SELECT 1 FROM outbox) AND NOT EXISTS (
+    SELECT 1 FROM events e CROSS JOIN (VALUES ('email'), ('audit'), ('cache')) AS g (name)
+    WHERE NOT EXISTS (SELECT 1 FROM inbox i WHERE i.event_id = e.id AND i.group_name = g.name))"""
 
 
 async def test_no_reply_repeats_a_secret(song: Song) -> None:

@@ -12,10 +12,10 @@ from tests.program import Dev
 
 CHECKS = {"database", "nats", "redis", "memory", "disk"}
 METRICS = {
-    "http_requests_total", "http_request_duration_seconds", "database_connections_active", "authentication_attempts_total",
-    "user_registrations_total", "requests_in_work", "requests_shed_total", "relay_lag_seconds", "relay_outbox_events",
-    "event_consumer_pending", "event_deliveries_total", "dead_letters_total", "cache_hits", "cache_misses", "redis_away",
-    "password_hashes_total",
+    "http_requests_total", "http_request_duration_seconds", "database_connections_active",
+    "authentication_attempts_total", "user_registrations_total", "requests_in_work", "requests_shed_total",
+    "relay_lag_seconds", "relay_outbox_events", "event_consumer_pending", "event_deliveries_total",
+    "dead_letters_total", "cache_hits", "cache_misses", "redis_away", "password_hashes_total",
 }  # fmt: skip
 
 

@@ -31,10 +31,10 @@ async def test_the_link_shows_a_button_and_only_the_button_verifies(client: Gate
     link = link_of(await client.mail_to(email, "verify-email"))
     assert link is not None
 
-    for _ in range(2):  # a scanner follows the link as often as it likes
-        status, page, headers = await fetch(link)
-        assert status == 200
-        assert headers["referrer-policy"] == "no-referrer"
+    await fetch(link)  # a scanner follows the link as often as it likes
+    status, page, headers = await fetch(link)
+    assert status == 200
+    assert headers["referrer-policy"] == "no-referrer"
     assert (await client.call("auth.login", email=email, password=PASSWORD)).code == "EMAIL_NOT_VERIFIED"
 
     found = re.search(r'name="token" value="([^"]+)"', page)

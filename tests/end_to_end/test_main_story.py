@@ -8,7 +8,7 @@ from tests.gateway import PASSWORD, Gateway, database, new_email, stored_events
 from tests.program import Dev
 
 
-async def test_a_stranger_becomes_a_user_with_a_profile(dev: Dev, client: Gateway) -> None:
+async def test_a_stranger_registers_and_is_told_to_verify(client: Gateway) -> None:
     email = new_email()
     user = (await client.register(email, headers={"Request-Id": "story-1", "Client-Ip": "192.0.2.7"})).data["user"]
     assert (user["emailVerified"], user["version"], user["role"]) == (False, 2, "user")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from base64 import urlsafe_b64encode
+from typing import Any
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -18,7 +19,8 @@ from tests.program import Dev
 BY_SUBJECT = {operation.subject: operation for operation in OPERATIONS}
 SUBJECTS = sorted(BY_SUBJECT)
 REGISTER = "users.v1.auth.register"
-GOOD = {"password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}
+GOOD: dict[str, Any] = {"password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}
+WRONG_TYPES: tuple[object, ...] = (7, -1.5, [], {}, "\x00", "a" * 6000, None, True, [None])
 DEEP = b'{"email":' + b"[" * 33 + b"]" * 33 + b"}"
 NOT_JSON = (
     b"{", b"\xff\xfe", b"null x", b"\x00", b'{"email":"\xed\xa0\x80"}', b'{"email":"\\ud800"}', b"\xef\xbb\xbf{}",
@@ -53,8 +55,8 @@ async def test_every_operation_answers_nonsense(client: Gateway, subject: str) -
         assert (await answered(client, subject, body, headers=access)).code == "VALIDATION_ERROR", body
     too_large = b'{"x":"' + b"a" * operation.body_bytes_max + b'"}'
     assert (await answered(client, subject, too_large, headers=access)).code == "PAYLOAD_TOO_LARGE"
-    for body in (wrong_types(operation, value) for value in (7, -1.5, [], {}, "\x00", "a" * 6000, None, True, [None])):
-        await answered(client, subject, body, headers=access)
+    for value in WRONG_TYPES:
+        await answered(client, subject, wrong_types(operation, value), headers=access)
         access["Authorization"] = f"Bearer {await client.admin()}"  # a logout may just have succeeded
     await answered(client, subject, b"", headers=access)
     assert (await client.call("health.check")).ok
@@ -74,7 +76,12 @@ async def test_an_empty_body_is_an_empty_object(client: Gateway) -> None:
 
 
 async def test_all_faults_come_at_once_and_none_repeats_what_was_sent(client: Gateway) -> None:
-    sent = {"email": "canary-mail", "password": ["canary-word"], "firstName": "<canary-name>", "acceptTerms": "canary"}
+    sent: dict[str, Any] = {
+        "email": "canary-mail",
+        "password": ["canary-word"],
+        "firstName": "<canary-name>",
+        "acceptTerms": "canary",
+    }
     reply = await client.call("auth.register", **sent)
     assert details(reply) == {
         "acceptTerms": "not_allowed", "email": "not_an_address", "firstName": "letters_digits_spaces_and_only",
@@ -200,9 +207,7 @@ async def test_a_good_request_id_comes_back(client: Gateway, request_id: str) ->
 
 async def test_headers_full_of_rubbish_are_bounded(client: Gateway) -> None:
     rubbish = "\x01\x7f\u202eü" * 2000
-    headers = {
-        name: rubbish for name in ("User-Agent", "Device-Id", "Device-Token", "Accept-Language", "traceparent", "X")
-    }
+    headers = dict.fromkeys(("User-Agent", "Device-Id", "Device-Token", "Accept-Language", "traceparent", "X"), rubbish)
     email = await client.verified()
     assert (await client.call("auth.login", headers=headers, email=email, password=PASSWORD)).ok
     bad = await client.call("me.get", headers=headers | {"Authorization": rubbish})
@@ -212,12 +217,14 @@ async def test_headers_full_of_rubbish_are_bounded(client: Gateway) -> None:
 
 async def test_null_clears_what_may_be_empty_and_is_refused_for_the_rest(client: Gateway) -> None:
     access = (await client.signed_in())["tokens"]["accessToken"]
-    filled = {"displayName": "Ada", "bio": "b", "website": "https://a.example", "location": "London"}
+    filled: dict[str, Any] = {"displayName": "Ada", "bio": "b", "website": "https://a.example", "location": "London"}
+    empty: dict[str, Any] = dict.fromkeys(filled)
     assert (await client.call("profile.update", access=access, **filled)).ok
-    cleared = (await client.call("profile.update", access=access, **dict.fromkeys(filled))).data["profile"]
+    cleared = (await client.call("profile.update", access=access, **empty)).data["profile"]
     assert [cleared[name] for name in filled] == [None] * 4
     required = ("firstName", "lastName", "timezone", "language", "theme", "notifications", "socialLinks")
-    refused = await client.call("profile.update", access=access, **dict.fromkeys(required))
+    nulls: dict[str, Any] = dict.fromkeys(required)
+    refused = await client.call("profile.update", access=access, **nulls)
     assert details(refused) == dict.fromkeys(required, "must_not_be_null")
     assert details(await client.call("me.update", access=access, firstName=None)) == {"firstName": "must_not_be_null"}
     untouched = (await client.call("profile.update", access=access, expectedRevision=None)).data["profile"]
@@ -228,7 +235,8 @@ async def test_null_clears_what_may_be_empty_and_is_refused_for_the_rest(client:
     "place",
     [
         ["x", "y"], ["0001-01-01T00:00:00+14:00", "0" * 32], ["9999-12-31T23:59:59-14:00", "0" * 32],
-        ["2026-01-01", "0" * 32], ["2026-01-01T00:00:00Z", "9" * 30], ["\x00", "0" * 32], ["\ud800", "0" * 32], [], {}, [1, 2], "text", None,
+        ["2026-01-01", "0" * 32], ["2026-01-01T00:00:00Z", "9" * 30], ["\x00", "0" * 32],
+        ["\ud800", "0" * 32], [], {}, [1, 2], "text", None,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("sort", ["createdAt", "email", "lastLoginAt"])
@@ -244,7 +252,8 @@ async def test_a_made_up_cursor_never_breaks_a_list(client: Gateway, place: obje
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00"])
 async def test_times_at_the_edges_never_break_a_list(client: Gateway, time: str) -> None:
     for field in ("from", "to"):
-        reply = await client.call("admin.audit-logs.list", access=await client.admin(), **{field: time})
+        query: dict[str, Any] = {field: time}
+        reply = await client.call("admin.audit-logs.list", access=await client.admin(), **query)
         assert reply.code in {"OK", "VALIDATION_ERROR"}
 
 

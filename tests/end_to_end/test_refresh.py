@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from email.message import EmailMessage
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +10,7 @@ import jwt
 import pytest
 
 from tests.gateway import PASSWORD, Gateway, Reply, database, stored_events
-from tests.program import Dev
+from tests.program import Dev, eventually, until
 
 BROWSER = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}
 
@@ -34,14 +35,17 @@ async def assert_family_is_over(client: Gateway, tokens: Mapping[str, Any], *ref
 
 async def assert_reuse_was_told(dev: Dev, client: Gateway, user: Mapping[str, Any], session_id: str) -> None:
     """One event on the stream, one mail to the owner."""
-    async with asyncio.timeout(15):
-        while not (told := await stored_events(dev.ready, f"users.events.v1.RefreshTokenReused.{user['id']}")):
-            await asyncio.sleep(0.05)
-    assert [event["data"]["sessionId"] for event in told] == [session_id]
-    async with asyncio.timeout(15):
-        while not (mails := [mail for mail in client.mails_to(user["email"]) if "ended a session" in mail["Subject"]]):
-            await asyncio.sleep(0.05)
-    assert len(mails) == 1
+
+    async def told() -> list[dict[str, Any]]:
+        return await stored_events(dev.ready, f"users.events.v1.RefreshTokenReused.{user['id']}")
+
+    def warnings() -> list[EmailMessage]:
+        return [mail for mail in client.mails_to(user["email"]) if "ended a session" in mail["Subject"]]
+
+    await eventually(told, within_s=15, what="the event")
+    assert [event["data"]["sessionId"] for event in await told()] == [session_id]
+    await until(warnings, within_s=15, what="the mail")
+    assert len(warnings()) == 1
 
 
 async def test_twenty_refreshes_at_once_give_one_successor(dev: Dev, client: Gateway) -> None:
@@ -75,13 +79,12 @@ async def test_the_old_token_after_its_successor_was_used_ends_the_family(dev: D
     assert (ended["ended_at"] is not None, ended["end_reason"]) == (True, "refresh_token_reused")
 
 
-async def test_another_browser_within_the_grace_ends_the_family(dev: Dev, client: Gateway) -> None:
-    user, tokens = await tokens_of(client)
+async def test_another_browser_within_the_grace_ends_the_family(client: Gateway) -> None:
+    _, tokens = await tokens_of(client)
     successor = (await refreshed(client, tokens["refreshToken"])).data["tokens"]["refreshToken"]
     thief = await refreshed(client, tokens["refreshToken"], {"User-Agent": "curl/8"})
     assert thief.code == "INVALID_TOKEN"
     await assert_family_is_over(client, tokens, successor)
-    assert user["id"]
 
 
 async def test_the_grace_is_the_devices_where_it_has_a_token(client: Gateway) -> None:
@@ -93,17 +96,17 @@ async def test_the_grace_is_the_devices_where_it_has_a_token(client: Gateway) ->
 
 
 async def test_after_the_grace_a_second_use_ends_the_family(dev: Dev, client: Gateway) -> None:
-    user, tokens = await tokens_of(client)
+    _, tokens = await tokens_of(client)
     successor = (await refreshed(client, tokens["refreshToken"])).data["tokens"]["refreshToken"]
     async with database(dev.ready) as rows:
         moved = await rows.execute(
-            "UPDATE refresh_tokens SET used_at = used_at - interval '10 s' WHERE session_id = $1 AND used_at IS NOT NULL",
+            "UPDATE refresh_tokens SET used_at = used_at - interval '10 s' "
+            "WHERE session_id = $1 AND used_at IS NOT NULL",
             UUID(session_of(tokens["accessToken"])),
         )
     assert moved == "UPDATE 1"
     assert (await refreshed(client, tokens["refreshToken"])).code == "INVALID_TOKEN"
     await assert_family_is_over(client, tokens, successor)
-    assert user["id"]
 
 
 async def test_refreshing_and_a_stolen_use_at_once_leave_no_live_token(client: Gateway) -> None:
@@ -141,7 +144,7 @@ async def test_verify_token_says_nothing_of_what_is_not_live(client: Gateway) ->
     live = (await client.call("auth.verify-token", token=access)).data
     assert (live["active"], live["claims"]["sub"]) == (True, user["id"])
     head, body, signature = access.split(".")
-    none = jwt.encode(live["claims"], None, algorithm="none", headers={"typ": "at+jwt"})
+    none = jwt.encode(live["claims"], "", algorithm="none", headers={"typ": "at+jwt"})
     forged = jwt.encode(live["claims"], "k" * 32, algorithm="HS256", headers={"typ": "at+jwt", "kid": "x"})
     for token in (
         "garbage",

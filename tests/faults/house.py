@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import nats
 from nats.aio.client import Client as NatsClient
 from nats.js.errors import NotFoundError
 
-import nats
 from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_state import EmbeddedFailure
 from adapters.keys import write_keys

@@ -15,9 +15,10 @@ from tests.faults.ledger import Ledger, emails, mails_by_address, require_mail, 
 async def durable(house: House, group: str) -> ConsumerInfo | None:
     async with house.worker() as nc:
         try:
-            return await nc.jetstream().consumer_info("USER_EVENTS", group)
+            found: ConsumerInfo = await nc.jetstream().consumer_info("USER_EVENTS", group)
         except NotFoundError:
             return None
+        return found
 
 
 async def test_a_deleted_durable_is_made_again_and_no_mail_is_sent_twice(house: House) -> None:

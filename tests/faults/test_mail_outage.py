@@ -97,15 +97,18 @@ async def test_mail_that_is_never_taken_becomes_letters(house: House) -> None:
         subject, headers, body = by_letter[str(row["id"])]
         event = published[str(row["event_id"])]
         assert subject == f"users.dead-letters.email.{ASKED}.{event['aggregateId']}"
-        assert headers.items() >= {
-            "Nats-Msg-Id": f"dl:email:{event['id']}:1",
-            "Original-Nats-Msg-Id": event["id"],
-            "Dead-Letter-Group": "email",
-            "Dead-Letter-Reason": "attempts_exhausted",
-            "Dead-Letter-Deliveries": "4",
-            "Dead-Letter-Stream-Sequence": str(row["stream_sequence"]),
-            "Dead-Letter-Time": row["created_at"].isoformat(),
-        }.items()
+        assert (
+            headers.items()
+            >= {
+                "Nats-Msg-Id": f"dl:email:{event['id']}:1",
+                "Original-Nats-Msg-Id": event["id"],
+                "Dead-Letter-Group": "email",
+                "Dead-Letter-Reason": "attempts_exhausted",
+                "Dead-Letter-Deliveries": "4",
+                "Dead-Letter-Stream-Sequence": str(row["stream_sequence"]),
+                "Dead-Letter-Time": row["created_at"].isoformat(),
+            }.items()
+        )
         assert headers["Dead-Letter-Error"].startswith("MailUnavailable")
         original = {name: text for name, text in event["headers"].items() if not name.startswith("Nats-")}
         assert {"ce-id", "ce-type", "ce-time", "ce-dataschema", "Request-Id", "Content-Type"} <= original.keys()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid4
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from aiosmtpd.smtp import Envelope
 from nats.errors import Error as NatsError
 

@@ -41,8 +41,9 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest_asyncio.fixture
-async def owner(servers: EmbeddedServers, database: Database) -> AsyncIterator[asyncpg.Connection]:
+async def owner(servers: EmbeddedServers, database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """The schema's owner, for what the application's role must not do."""
+    assert role_of(database_url) != role_of(servers.addresses.database_owner_url)
     connection = await asyncpg.connect(servers.addresses.database_owner_url)
     yield connection
     await connection.close()

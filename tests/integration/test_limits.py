@@ -62,7 +62,9 @@ async def test_a_window_slides(limits: Limits, limits_alone: Limits) -> None:
         window = _window(2, window_s=1)
         assert await _allowed(tried, 5, window) == 2
         async with asyncio.timeout(5):
-            while await _try(tried, window) is None:
+            while True:
+                if await _try(tried, window):
+                    break
                 await asyncio.sleep(0.05)
 
 
@@ -140,6 +142,5 @@ async def test_while_the_server_is_stopped_the_process_counts(servers: EmbeddedS
     finally:
         await servers.start_one("valkey")
     await client.ping()
-    assert not client.is_away
     assert await _try(limits, window)
     await client.close()

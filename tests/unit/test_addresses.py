@@ -39,8 +39,8 @@ def test_one_address_written_twice(one: str, other: str) -> None:
     [
         ("\u0430da@example.org", "ada@example.org"),
         ("ada@ex\u0430mple.org", "ada@example.org"),
-        ("mıke@example.org", "mike@example.org"),
-        ("mike@gıthub.example", "mike@github.example"),
+        ("m\u0131ke@example.org", "mike@example.org"),
+        ("mike@g\u0131thub.example", "mike@github.example"),
         ("a.da@example.org", "ada@example.org"),
         ("ada+notes@example.org", "ada@example.org"),
         ("ada@faß.example", "ada@fass.example"),
@@ -51,7 +51,9 @@ def test_two_addresses_stay_two(one: str, other: str) -> None:
     assert email_key(one) != email_key(other)
 
 
-@pytest.mark.parametrize("domain", ["xn--zzzzzzzzz99.example", "\u0300a.example", "a" * 64 + ".example", "é" * 62 + ".example"])
+@pytest.mark.parametrize(
+    "domain", ["xn--zzzzzzzzz99.example", "\u0300a.example", "a" * 64 + ".example", "é" * 62 + ".example"]
+)
 def test_a_domain_that_no_name_server_could_know(domain: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         email_key(f"ada@{domain}")

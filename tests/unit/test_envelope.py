@@ -159,7 +159,14 @@ TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 
 @pytest.mark.parametrize(
     ("said", "kept"),
-    [(TRACE, TRACE), (TRACE.upper(), None), (TRACE + "-x", None), (f"{TRACE}\n", None), ("00-a-b-01", None), ("", None)],
+    [
+        (TRACE, TRACE),
+        (TRACE.upper(), None),
+        (TRACE + "-x", None),
+        (f"{TRACE}\n", None),
+        ("00-a-b-01", None),
+        ("", None),
+    ],
 )
 def test_a_trace_is_carried_or_dropped(said: str, kept: str | None) -> None:
     assert _call({"traceparent": said}).traceparent == kept
@@ -202,9 +209,22 @@ def test_a_key_and_none() -> None:
     assert header({"a": ""}, "A") is None
 
 
+def _codes(operation: Operation, body: bytes) -> list[str]:
+    """The codes of what is wrong with a body."""
+    try:
+        read_body(operation, body)
+    except InvalidInput as refusal:
+        return [fault.code for fault in refusal.faults]
+    return []
+
+
 def _nested(depth: int) -> st.SearchStrategy[object]:
     leaf = st.sampled_from([None, 1, "[{[{", '"\\"[', "\\", "]}"])
-    return st.recursive(leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=depth)  # fmt: skip
+    return st.recursive(
+        leaf,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=depth,
+    )
 
 
 def _depth(value: object) -> int:
@@ -220,20 +240,14 @@ def test_depth_is_that_of_the_json(value: object, around: int, as_object: bool) 
     for _ in range(around):
         value = {"[": value, '"': "{{"} if as_object else [value, "]"]
     body = {"email": "ada@example.org", "password": "x", "z": value}
-    try:
-        read_body(LOGIN, json.dumps(body).encode())
-    except InvalidInput as refusal:
-        assert [fault.code for fault in refusal.faults] == ["too_deep"]
-        assert _depth(body) > DEPTH_MAX
-    else:
-        assert _depth(body) <= DEPTH_MAX
+    assert _codes(LOGIN, json.dumps(body).encode()) == (["too_deep"] if _depth(body) > DEPTH_MAX else [])
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b"{", b"nul", b"\xff", b"\xef\xbb\xbf{}", b"{}{}", b" ", b"{'a':1}", b'{"a":"\\ud800"}', b"[" * 60_000, b'{"a":' * 10_000,
-        b'"' + b"[" * 1000, b"\\" * 1000 + b"[" * 100,
+        b"{", b"nul", b"\xff", b"\xef\xbb\xbf{}", b"{}{}", b" ", b"{'a':1}", b'{"a":"\\ud800"}', b"[" * 60_000,
+        b'{"a":' * 10_000, b'"' + b"[" * 1000, b"\\" * 1000 + b"[" * 100,
     ],
 )  # fmt: skip
 def test_what_is_no_body(body: bytes) -> None:
@@ -252,7 +266,8 @@ def test_a_body_that_is_no_object(body: bytes) -> None:
 def test_no_body_is_an_empty_object() -> None:
     with pytest.raises(InvalidInput) as caught:
         read_body(LOGIN, b"")
-    assert [(fault.field, fault.code) for fault in caught.value.faults] == [("email", "required"), ("password", "required")]  # fmt: skip
+    faults = [(fault.field, fault.code) for fault in caught.value.faults]
+    assert faults == [("email", "required"), ("password", "required")]
 
 
 def test_a_body_is_bounded() -> None:
@@ -262,8 +277,12 @@ def test_a_body_is_bounded() -> None:
 
 
 HOSTILE_VALUES = st.recursive(
-    st.sampled_from([MARKER, f"{MARKER}@", f"<{MARKER}>", f"{MARKER}\x00", MARKER * 200, f"https://{MARKER}", 8371, None]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["email", "a", MARKER]), inner, max_size=2),
+    st.sampled_from(
+        [MARKER, f"{MARKER}@", f"<{MARKER}>", f"{MARKER}\x00", MARKER * 200, f"https://{MARKER}", 8371, None]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["email", "a", MARKER]), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 
@@ -275,13 +294,13 @@ def test_details_never_hold_what_was_sent(operation: Operation) -> None:
     @settings(max_examples=25)
     @given(st.dictionaries(st.sampled_from([*names, MARKER]), HOSTILE_VALUES, max_size=len(names) + 1))
     def check(body: dict[str, object]) -> None:
+        told = ""
         try:
             read_body(operation, json.dumps(body).encode())
         except InvalidInput as refusal:
             told = error_of(refusal).model_dump_json(by_alias=True)
-            assert MARKER.lower() not in told.lower()
-            assert "8371" not in told
-            assert refusal.faults
+        assert MARKER.lower() not in told.lower()
+        assert "8371" not in told
 
     check()
 

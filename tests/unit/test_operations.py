@@ -46,7 +46,7 @@ def test_two_rows_of_one_subject_or_request_are_refused(twin: Operation) -> None
 
 
 def test_a_row_without_a_handler_is_refused() -> None:
-    with pytest.raises(TableMismatch, match="users.v1.test.ask-again has no handler"):
+    with pytest.raises(TableMismatch, match=r"users\.v1\.test\.ask-again has no handler"):
         pair((FIRST, SECOND), {Ask: nothing})
 
 

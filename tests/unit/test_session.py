@@ -58,7 +58,7 @@ CASES = {
         NOW + SECOND,
         Use.END_FAMILY,
     ),
-    "spent, past its time": (replace(SPENT, expires_at=NOW), SESSION, "laptop", NOW + 2 * LIFETIMES.grace, Use.END_FAMILY),
+    "spent, past its time": (replace(SPENT, expires_at=NOW), SESSION, "laptop", NOW + LIFETIMES.grace, Use.END_FAMILY),
     "of an ended session": (FRESH, replace(SESSION, ended_at=NOW), "laptop", NOW, Use.REFUSE),
     "spent, of an ended session": (SPENT, replace(SESSION, ended_at=NOW), "laptop", NOW + SECOND, Use.REFUSE),
     "of an expired session": (FRESH, replace(SESSION, expires_at=NOW), "laptop", NOW, Use.REFUSE),

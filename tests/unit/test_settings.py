@@ -109,14 +109,17 @@ def test_a_server_with_tls_or_on_loopback_is_taken(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "url", ["http://accounts.example", "accounts.example", "http://localhost.evil.example", "http://127.0.0.1@evil.example"]
+    "url",
+    ["http://accounts.example", "accounts.example", "http://localhost.evil.example", "http://127.0.0.1@evil.example"],
 )
 def test_links_lead_to_https(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     (fault,) = _faults(monkeypatch, PUBLIC_URL=url)
     assert fault.startswith("PUBLIC_URL")
 
 
-@pytest.mark.parametrize("url", ["https://accounts.example", "http://localhost:8080", "http://127.0.0.1", "http://[::1]:1"])
+@pytest.mark.parametrize(
+    "url", ["https://accounts.example", "http://localhost:8080", "http://127.0.0.1", "http://[::1]:1"]
+)
 def test_where_links_may_lead(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     assert _read(monkeypatch, PUBLIC_URL=url).public_url == url
 

@@ -104,7 +104,7 @@ def test_an_address_never_holds_what_a_mail_program_reads_as_more(text: str) -> 
         except ValidationError:
             continue
         assert address.count("@") == 1
-        assert not set(address) & set(",;:<>()[]\\\"\r\n\t\x00 ")
+        assert not set(address) & set(',;:<>()[]\\"\r\n\t\x00 ')
         assert address.isprintable()
         assert len(address.encode()) <= 254
         assert address == EMAIL.validate_python(address)
@@ -118,8 +118,8 @@ def test_an_address_has_one_form() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "Ada", "Jean-Luc", "O'Brien", "O’Brien", "Nguyễn Văn", "李小龍", "Νίκος", "عمر", "J. R. R.", "Martin, Jr.", "Henry 8",
-        "Ada M.Sc.", "Dr.med. Faust", "x" * 50, "\u0915\u094d\u0937",
+        "Ada", "Jean-Luc", "O'Brien", "O’Brien", "Nguyễn Văn", "李小龍", "Νίκος", "عمر", "J. R. R.", "Martin, Jr.",
+        "Henry 8", "Ada M.Sc.", "Dr.med. Faust", "x" * 50, "\u0915\u094d\u0937",
     ],
 )  # fmt: skip
 def test_what_is_a_name(name: str) -> None:
@@ -129,8 +129,8 @@ def test_what_is_a_name(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "", " ", "\t", "x" * 51, "a\nb", "a\x00b", "a\u202eb", "a\u200bb", "\ud800", "<b>", "a/b", "a\\b", "a;b", "a=b", "$1",
-        "{name}", "😀", "a@b.example", "https:evil", "www.evil", "evil.com", "evil.com/x", "Win at evil.com now",
+        "", " ", "\t", "x" * 51, "a\nb", "a\x00b", "a\u202eb", "a\u200bb", "\ud800", "<b>", "a/b", "a\\b", "a;b", "a=b",
+        "$1", "{name}", "😀", "a@b.example", "https:evil", "www.evil", "evil.com", "evil.com/x", "Win at evil.com now",
         "evil.com, hello", "evil.рф", "%0d%0a",
     ],
 )  # fmt: skip
@@ -150,13 +150,21 @@ SIGN_IN = {"email": "ada@example.org", "password": "open sesame, marker"}
 
 def test_secrets_are_never_printed() -> None:
     request = Login.model_validate(SIGN_IN)
-    for shown in (repr(request), str(request), repr(request.password), request.model_dump_json(), f"{request.password}"):
+    for shown in (
+        repr(request),
+        str(request),
+        repr(request.password),
+        request.model_dump_json(),
+        f"{request.password}",
+    ):
         assert "marker" not in shown
         assert "***" in shown
     assert request.password.get_secret_value() == SIGN_IN["password"]
 
 
-@pytest.mark.parametrize("password", ["", "marker" * 200, "é" * 513, "marker\x00", "marker\ud800", 12345678, None, ["marker"]])
+@pytest.mark.parametrize(
+    "password", ["", "marker" * 200, "é" * 513, "marker\x00", "marker\ud800", 12345678, None, ["marker"]]
+)
 def test_what_is_no_password(password: object) -> None:
     with pytest.raises(ValidationError) as caught:
         Login.model_validate(SIGN_IN | {"password": password})
