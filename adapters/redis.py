@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 log = structlog.get_logger()
 
 T = TypeVar("T")
-TIMEOUT_S = 0.1
+TIMEOUT_S = 0.25
 PAUSE_S = 1.0
 """After a failure Redis is left alone so long; then one caller asks again while the others go on without."""
 
@@ -96,7 +96,7 @@ class Redis:
 def _client(url: str) -> redis.Redis:
     pool = redis.BlockingConnectionPool.from_url(
         url,
-        max_connections=50,
+        max_connections=16,
         timeout=TIMEOUT_S,
         socket_timeout=TIMEOUT_S,
         socket_connect_timeout=TIMEOUT_S,

@@ -25,6 +25,12 @@ class Argon2Cost(BaseModel):
     passes: int = Field(ge=1, le=64)
     lanes: int = Field(ge=1, le=16)
 
+    @model_validator(mode="after")
+    def _enough_for_its_lanes(self) -> Self:
+        if self.memory_kib < 8 * self.lanes:
+            raise ValueError("m must be at least 8 KiB for each lane")
+        return self
+
 
 class Rate(BaseModel):
     """So many tries in any window of so many seconds."""

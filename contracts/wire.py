@@ -182,9 +182,9 @@ _LOOKS_LIKE_ADDRESS = re.compile(r"(?i)(https?:|www\.|[\w-]+\.[^\W\d_]{2,}(?![\w
 
 def _person_name(text: str) -> str:
     """Letters of any script with marks, digits and ' - . , : what a mail may print without carrying a message."""
-    name = " ".join(unicodedata.normalize("NFC", text).split(" ")).strip()
-    if not name:
-        raise ValueError("must not be blank")
+    name = re.sub(" +", " ", unicodedata.normalize("NFC", text)).strip()
+    if not any(char.isalpha() for char in name):
+        raise ValueError("must hold a letter")
     if not all(unicodedata.category(char)[0] in "LM" or char.isdecimal() or char in _NAME_EXTRAS for char in name):
         raise ValueError("letters, digits, spaces and ' - . , only")
     if _LOOKS_LIKE_ADDRESS.search(name):

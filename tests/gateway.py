@@ -56,9 +56,14 @@ class Gateway:
         return Reply(json.loads(message.data), message.headers or {})
 
     async def call(
-        self, operation: str, *, access: str | None = None, headers: Mapping[str, str] | None = None, timeout: float = 20,
+        self,
+        operation: str,
+        *,
+        access: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 20,
         **body: object,
-    ) -> Reply:  # fmt: skip
+    ) -> Reply:
         """`call("auth.login", email=…)`: one request of the contract."""
         sent = dict(headers or {})
         if access:

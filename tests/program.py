@@ -108,9 +108,12 @@ async def eventually(condition: Callable[[], Awaitable[object]], *, within_s: fl
 async def command(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
     """Run `user-service …` to its end: exit code, standard output, standard error."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "handlers.cli", *words,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=clean_environment() | dict(env or {}), cwd=cwd,
-    )  # fmt: skip
+        *(sys.executable, "-m", "handlers.cli", *words),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=clean_environment() | dict(env or {}),
+        cwd=cwd,
+    )
     async with asyncio.timeout(60):
         out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
