@@ -50,6 +50,8 @@ class LocalCache(Generic[Value]):
         self._entries: BoundedDict[object, tuple[float, UUID, int, Value]] = BoundedDict(_L1_MAX)
         self._floors: BoundedDict[UUID, int] = BoundedDict(_FLOORS_MAX)
         self.is_trusted = False
+        self.epoch = 0
+        """Rises when invalidations may have been missed: what was read before must not be put after."""
         self.hits = 0
         self.misses = 0
 
@@ -62,8 +64,13 @@ class LocalCache(Generic[Value]):
         self.hits += 1
         return entry[3]
 
-    def put(self, key: object, user_id: UUID, version: int, value: Value) -> None:
-        """Keep a value that was read at this version of its user, unless a newer one is known of."""
+    def put(self, key: object, user_id: UUID, version: int, value: Value, *, epoch: int | None = None) -> None:
+        """Keep a value that was read at this version of its user, unless a newer one is known of.
+
+        `epoch` is that of the time before it was read: a gap since then may have hidden a newer version.
+        """
+        if epoch is not None and epoch != self.epoch:
+            return
         there = self._entries.get(key)
         known = max(self.floor_of(user_id), 0 if there is None else there[2])
         if self.is_trusted and version >= known:
@@ -79,6 +86,7 @@ class LocalCache(Generic[Value]):
 
     def clear(self) -> None:
         """Forget everything: invalidations may have been missed."""
+        self.epoch += 1
         self._entries.clear()
 
 
@@ -183,13 +191,14 @@ class AccountCache:
         account = self.local.get(user_id)
         if account is not None:
             return account
+        epoch = self.local.epoch
         account, generation = await self.shared.get(user_id)
         if account is None or await self._source.standing(user_id) != _standing(account.user):
             account = await self._source.account(user_id)
             if account is not None:
                 await self.shared.put(account, generation)
         if account is not None:
-            self.local.put(user_id, user_id, account.user.version, account)
+            self.local.put(user_id, user_id, account.user.version, account, epoch=epoch)
         return account
 
 

@@ -4,12 +4,13 @@ The database never holds a caller's key, nor anything that could open a kept rep
 server key, the reply is sealed under a key derived from that server key and the raw key together.
 """
 
+import hmac
 import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID, uuid4
 
-from adapters.keys import CannotOpen, Keys, decrypt, derive, encrypt
+from adapters.keys import Keys, decrypt, derive, encrypt, mac
 from adapters.postgres import Connection, Database
 from domain.refusals import IdempotencyKeyReused, Stale
 
@@ -31,20 +32,21 @@ class Kept:
 class Claim:
     """The right to do the work of a key, until `lease` is over."""
 
+    kid: str
     key_mac: bytes
     holder: UUID
     seal_key: bytes
     holds_secrets: bool
 
-    async def keep(self, connection: Connection, *, success: bool, body: str, at: datetime) -> None:
+    async def keep(self, connection: Connection, *, success: bool, body: str) -> None:
         """Store the reply with its effect; raises `Stale` when the claim went to another meanwhile."""
-        sealed = encrypt(
-            self.seal_key, json.dumps({"success": success, "body": body}).encode(), "idempotency_keys.reply"
-        )
+        plain = json.dumps({"success": success, "body": body}).encode()
+        sealed = f"v1.{self.kid}.{encrypt(self.seal_key, plain, _place(self.key_mac))}"
         kept = await connection.fetchval(
-            "UPDATE idempotency_keys SET reply_sealed = $3, secret_until = $4, expires_at = $5 "
+            "UPDATE idempotency_keys SET reply_sealed = $3, secret_until = clock_timestamp() + $4, "
+            "expires_at = clock_timestamp() + $5 "
             "WHERE key_mac = $1 AND claimed_by = $2 AND reply_sealed IS NULL RETURNING true",
-            self.key_mac, self.holder, sealed, at + SECRETS_KEPT_FOR if self.holds_secrets else None, at + KEPT_FOR,
+            self.key_mac, self.holder, sealed, SECRETS_KEPT_FOR if self.holds_secrets else None, KEPT_FOR,
         )  # fmt: skip
         if not kept:
             raise Stale
@@ -57,6 +59,16 @@ ON CONFLICT (key_mac) DO UPDATE SET body_mac = excluded.body_mac, claimed_by = e
     claimed_until = excluded.claimed_until, reply_sealed = NULL, secret_until = NULL, expires_at = excluded.expires_at
 WHERE (k.reply_sealed IS NULL AND k.claimed_until < clock_timestamp()) OR k.expires_at < clock_timestamp()
 RETURNING true"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What a caller's key is called at rest, under one key of the ring: nothing of it can be turned back."""
+
+    kid: str
+    key_mac: bytes
+    body_mac: bytes
+    seal_key: bytes
 
 
 class IdempotencyKeys:
@@ -77,26 +89,40 @@ class IdempotencyKeys:
         holds_secrets: bool,
     ) -> Claim | Kept | None:
         """The right to work, the first reply, or None while another works; raises `IdempotencyKeyReused`."""
-        caller = str(user_id or "anonymous").encode()
-        key_mac = self._keys.mac("idempotency", b"key", key.encode(), subject.encode(), caller)
-        body_mac = self._keys.mac("idempotency", b"body", key.encode(), canonical_body)
-        seal_key = derive(self._keys.ring("idempotency").key + key.encode(), "idempotency reply")
-        claim = Claim(key_mac, uuid4(), seal_key, holds_secrets)
+        current, *older = self._names(key, subject, user_id, canonical_body)
+        claim = Claim(current.kid, current.key_mac, uuid4(), current.seal_key, holds_secrets)
         async with self._database.connection() as connection:
-            if await connection.fetchval(_CLAIM, key_mac, body_mac, user_id, claim.holder, lease):
+            for names in older:  # the ring was rotated within the day
+                kept = await _kept(connection, names)
+                if kept is not None:
+                    return kept
+            if await connection.fetchval(_CLAIM, current.key_mac, current.body_mac, user_id, claim.holder, lease):
                 return claim
-            row = await connection.fetchrow(
-                "SELECT body_mac, reply_sealed, secret_until, secret_until < now() AS expired "
-                "FROM idempotency_keys WHERE key_mac = $1",
-                key_mac,
+            return await _kept(connection, current)
+
+    async def find(self, key: str, *, subject: str, user_id: UUID | None, canonical_body: bytes) -> Kept | None:
+        """The first reply, if there is one; raises `IdempotencyKeyReused`."""
+        async with self._database.connection() as connection:
+            for names in self._names(key, subject, user_id, canonical_body):
+                kept = await _kept(connection, names)
+                if kept is not None:
+                    return kept
+        return None
+
+    def _names(self, key: str, subject: str, user_id: UUID | None, canonical_body: bytes) -> list[_Names]:
+        """Under every key of the ring, the current one first."""
+        ring = self._keys.ring("idempotency")
+        caller = str(user_id or "anonymous").encode()
+        kids = [ring.current, *(kid for kid in ring.keys if kid != ring.current)]
+        return [
+            _Names(
+                kid,
+                mac(ring.keys[kid], b"key", key.encode(), subject.encode(), caller),
+                mac(ring.keys[kid], b"body", key.encode(), canonical_body),
+                derive(ring.keys[kid] + key.encode(), "idempotency reply"),
             )
-        if row is None:
-            return None
-        if row["body_mac"] != body_mac:
-            raise IdempotencyKeyReused
-        if row["reply_sealed"] is None:
-            return None
-        return _opened(row["reply_sealed"], seal_key, row["secret_until"] is not None, bool(row["expired"]))
+            for kid in kids
+        ]
 
     async def give_up(self, claim: Claim) -> None:
         """Nothing came of the work: let the next one try at once."""
@@ -107,9 +133,22 @@ class IdempotencyKeys:
             )  # fmt: skip
 
 
-def _opened(sealed: str, seal_key: bytes, holds_secrets: bool, expired: bool) -> Kept:
-    try:
-        reply = json.loads(decrypt(seal_key, sealed, "idempotency_keys.reply"))
-    except CannotOpen as error:  # the server key was rotated within the day
-        raise IdempotencyKeyReused from error
-    return Kept(reply["success"], reply["body"], holds_secrets, expired)
+async def _kept(connection: Connection, names: _Names) -> Kept | None:
+    row = await connection.fetchrow(
+        "SELECT body_mac, reply_sealed, secret_until, secret_until < clock_timestamp() AS expired "
+        "FROM idempotency_keys WHERE key_mac = $1",
+        names.key_mac,
+    )
+    if row is None:
+        return None
+    if not hmac.compare_digest(row["body_mac"], names.body_mac):
+        raise IdempotencyKeyReused
+    if row["reply_sealed"] is None:
+        return None
+    sealed = str(row["reply_sealed"]).rpartition(".")[2]
+    reply = json.loads(decrypt(names.seal_key, sealed, _place(names.key_mac)))
+    return Kept(reply["success"], reply["body"], row["secret_until"] is not None, bool(row["expired"]))
+
+
+def _place(key_mac: bytes) -> str:
+    return f"idempotency_keys.reply:{key_mac.hex()}"

@@ -68,13 +68,6 @@ class Keys:
             raise CannotOpen(f"no key {kid[:16]!r} for {purpose}")
         return decrypt(key, body, place)
 
-    def mac(self, purpose: Purpose, *parts: bytes) -> bytes:
-        """HMAC-SHA-256 over length-prefixed parts under the current key."""
-        digest = hmac.new(self.ring(purpose).key, digestmod=hashlib.sha256)
-        for part in parts:
-            digest.update(len(part).to_bytes(8, "big") + part)
-        return digest.digest()
-
     def signing_key(self, purpose: Purpose, kid: str) -> Ed25519PrivateKey | None:
         seed = self.ring(purpose).keys.get(kid)
         return None if seed is None else Ed25519PrivateKey.from_private_bytes(seed)
@@ -93,6 +86,14 @@ def decrypt(key: bytes, body: str, place: str) -> bytes:
         return AESGCM(key).decrypt(raw[:12], raw[12:], place.encode())
     except (InvalidTag, ValueError) as error:
         raise CannotOpen(f"a ciphertext of {place.split(':', maxsplit=1)[0]} does not open") from error
+
+
+def mac(key: bytes, *parts: bytes) -> bytes:
+    """HMAC-SHA-256 over length-prefixed parts."""
+    digest = hmac.new(key, digestmod=hashlib.sha256)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
 
 
 def derive(secret: bytes, purpose: str) -> bytes:

@@ -108,6 +108,11 @@ class Limits:
         self._enabled = enabled
         self._local: BoundedDict[str, deque[tuple[float, str]]] = BoundedDict(_WINDOWS_KEPT_MAX)
 
+    @property
+    def redis_is_away(self) -> bool:
+        """Are tries being counted in this process alone?"""
+        return self._redis.is_away
+
     async def reserve(self, windows: Sequence[Window]) -> Reservation:
         """Count a try in every window or in none; raises `LimitReached` for the first that is full."""
         if not self._enabled or not windows:
@@ -138,16 +143,17 @@ class Limits:
         now = time.monotonic()
         refused, answer = 0, []
         for number, window in enumerate(windows, 1):
-            tries = self._local.setdefault(window.key, deque())
+            tries = self._local.get(window.key, deque())
             while tries and tries[0][0] <= now - window.window_s:
                 tries.popleft()
             wait_s = tries[0][0] + window.window_s - now if tries else window.window_s
             if len(tries) >= window.tries_max and not refused:
                 refused = number
+                self._local.move_to_end(window.key)  # it must outlast the windows of those who try elsewhere
             answer += [window.tries_max - len(tries), round(wait_s * 1000)]
         if not refused:
             for window in windows:
-                tries = self._local[window.key]
+                tries = self._local.get(window.key, deque())
                 tries.append((now, entry))
                 self._local[window.key] = tries
         return [refused, *answer]

@@ -1,9 +1,11 @@
 """Connections to NATS, streams and durable consumers, and the one way a message leaves this program."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 import structlog
 from nats.aio.client import Client
@@ -47,7 +49,28 @@ class MessageTooLarge(Exception):
     """Headers and body together would pass the server's limit, which would cut the connection for good."""
 
 
-class AnsweringClient(Client):
+class SturdyClient(Client):
+    """Two mendings of the library, whose read loop ends for good over either, while it says that it is connected."""
+
+    async def _process_pong(self) -> None:
+        """An answer for a `flush` that was given up answers nobody; the library would fall over its cancelled wait."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs.pop(0)
+            self._pings_outstanding = 0
+        else:
+            await super()._process_pong()
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        """What cannot be read counts as no headers: the library would end its read loop over it, and fall silent."""
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except Exception as error:  # noqa: BLE001 - whatever a client made up
+            log.warning("unreadable headers", error=type(error).__name__)
+            return None
+        return found
+
+
+class AnsweringClient(SturdyClient):
     """A connection that only ever answers: what it publishes goes to an inbox, and never to one of ours.
 
     `allow_responses` lets an answer go to whatever subject a request named, past the worker's other permissions: with
@@ -62,15 +85,6 @@ class AnsweringClient(Client):
             log.error("an answer was asked for outside of the inboxes", subject=subject[:100])
             return
         await super().publish(subject, payload, reply, headers)
-
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        """What cannot be read counts as no headers: the library would end its read loop over it, and fall silent."""
-        try:
-            found: dict[str, str] | None = await super()._process_headers(headers)
-        except Exception as error:  # noqa: BLE001 - whatever a client made up
-            log.warning("unreadable headers", error=type(error).__name__)
-            return None
-        return found
 
 
 async def connect(
@@ -87,7 +101,7 @@ async def connect(
 
     Raises `Unavailable` when no server answers now.
     """
-    client = client or Client()
+    client = client or SturdyClient()
 
     async def on_disconnected() -> None:
         if not client.is_closed:  # else it is we who left
@@ -161,6 +175,11 @@ async def send(client: Client, subject: str, body: bytes, headers: Mapping[str, 
     except (ConnectionClosedError, OutboundBufferLimitError, Error):
         return False
     return True
+
+
+def invalidation(user_id: UUID, version: int) -> bytes:
+    """What `users.invalidate.<userId>` says: that what was read before this version is no longer so."""
+    return json.dumps({"id": str(user_id), "version": version}).encode()
 
 
 def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:

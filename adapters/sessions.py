@@ -33,7 +33,11 @@ WITH spent AS (
 UPDATE user_sessions s SET refresh_token_hash = $4, last_active_at = $2, expires_at = $6
 FROM spent WHERE s.id = spent.session_id"""
 # A successor may be given again only while it is unused; once it is, what was sealed for its predecessor is dropped.
-_FORGET = "UPDATE refresh_tokens SET successor_sealed = NULL WHERE successor_hash = $1"
+_FORGET = "UPDATE refresh_tokens SET successor_sealed = NULL WHERE successor_hash = $1 AND session_id = $2"
+DEVICES_MAX = 20
+_FORGET_DEVICES = """
+DELETE FROM device_tokens WHERE hash IN (
+    SELECT hash FROM device_tokens WHERE user_id = $1 ORDER BY created_at DESC, hash OFFSET $2)"""
 _OLDEST_PAST = """
 SELECT id FROM user_sessions WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2
 ORDER BY created_at DESC, id DESC OFFSET $3"""
@@ -86,11 +90,18 @@ class Sessions:
         return Spent(token, row["successor_sealed"])
 
     async def spend(
-        self, token_hash: bytes, *, used_by: str, successor_hash: bytes, successor_sealed: str, expires_at: datetime,
+        self,
+        session_id: UUID,
+        token_hash: bytes,
+        *,
+        used_by: str,
+        successor_hash: bytes,
+        successor_sealed: str,
+        expires_at: datetime,
         at: datetime,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Mark a token used and put its successor in its place."""
-        await self._connection.execute(_FORGET, token_hash)
+        await self._connection.execute(_FORGET, token_hash, session_id)
         await self._connection.execute(_SPEND, token_hash, at, used_by, successor_hash, successor_sealed, expires_at)
 
     async def end(self, session_ids: Sequence[UUID], *, reason: str, at: datetime) -> list[UUID]:
@@ -116,6 +127,8 @@ class Sessions:
         return bool(found)
 
     async def add_device(self, user_id: UUID, token_hash: bytes, *, at: datetime, lifetime: timedelta) -> None:
+        """Know a device from here on; past the newest few of a user the oldest are forgotten."""
+        await self._connection.execute(_FORGET_DEVICES, user_id, DEVICES_MAX - 1)
         await self._connection.execute(
             "INSERT INTO device_tokens (hash, user_id, created_at, expires_at) VALUES ($1, $2, $3, $4)",
             token_hash, user_id, at, at + lifetime,

@@ -33,7 +33,7 @@ class UnitOfWork:
         self.users = Users(connection, personal, EventLog(connection, personal, trail))
         self.sessions = Sessions(connection)
         self.links = Links(connection)
-        self.committed = False
+        self.commit_begun = False
 
     async def begin(self) -> None:
         await self._transaction.start()
@@ -46,8 +46,8 @@ class UnitOfWork:
         """Make everything true at once; `outcome` is what the caller will be told, also when it asks again."""
         if self._keep_reply is not None:
             await self._keep_reply(self._connection, outcome)
+        self.commit_begun = True
         await self._transaction.commit()
-        self.committed = True
 
     async def roll_back(self) -> None:
         await self._transaction.rollback()
@@ -69,7 +69,9 @@ async def unit_of_work(
         try:
             yield work
         finally:
-            if not work.committed and not connection.is_closed():
+            if work.commit_begun:
+                # Also when the answer to COMMIT was cut off: it may have come about, and a drop too many does no harm.
+                if work.users.touched:
+                    announce(work.users.touched)
+            elif not connection.is_closed():
                 await work.roll_back()
-    if work.committed and work.users.touched:
-        announce(work.users.touched)

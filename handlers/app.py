@@ -278,6 +278,7 @@ async def _sample(ctx: Context) -> None:
     """Figures that are read, not counted."""
     metrics = ctx.metrics
     metrics.connections.set(ctx.database.in_use)
+    metrics.redis_away.set(ctx.limits.redis_is_away)
     for level, cache in (("l1", ctx.accounts.local), ("l2", ctx.accounts.shared), ("standing", ctx.standings)):
         metrics.cache_hits.labels(level).set(cache.hits)
         metrics.cache_misses.labels(level).set(cache.misses)

@@ -2,12 +2,16 @@
 
 from uuid import UUID
 
+from adapters.postgres import Connection
 from adapters.sessions import standing_of
+from adapters.unit_of_work import UnitOfWork
 from contracts.operations import Caller as Wanted
 from contracts.operations import Operation, Permission
-from domain.refusals import BadToken, Forbidden, NoCaller
+from domain.permissions import PERMISSIONS
+from domain.refusals import BadToken, ExpiredToken, Forbidden, NoCaller
 from domain.session import Standing
-from handlers.context import Caller, Context
+from domain.user import User
+from handlers.context import Call, Caller, Context
 
 
 async def authenticate(ctx: Context, operation: Operation, authorization: str | None) -> Caller | None:
@@ -21,7 +25,12 @@ async def authenticate(ctx: Context, operation: Operation, authorization: str | 
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise NoCaller
-    claims = ctx.mint.read_access(token.strip(), at=ctx.now())
+    try:
+        claims = ctx.mint.read_access(token.strip(), at=ctx.now())
+    except ExpiredToken:
+        if wanted is Wanted.IF_SIGNED_IN:
+            return None  # the request may name its session in another way
+        raise
     stands = await standing(ctx, claims.user_id, claims.session_id)
     if stands is None or not stands.is_live(ctx.now()):
         raise BadToken
@@ -35,10 +44,34 @@ async def standing(ctx: Context, user_id: UUID, session_id: UUID) -> Standing | 
     """How user and session stand: from L1, which every writer's broadcast empties, else one indexed read."""
     key = (user_id, session_id)
     known = ctx.standings.get(key)
-    if known is not None:
+    if known is not None and known.is_live(ctx.now()):  # a refresh makes a session live longer without a new version
         return known
+    epoch = ctx.standings.epoch
     async with ctx.database.connection() as connection:
         found = await standing_of(connection, user_id, session_id)
     if found is not None:
-        ctx.standings.put(key, user_id, found.version, found)
+        ctx.standings.put(key, user_id, found.version, found, epoch=epoch)
     return found
+
+
+async def lock_caller(ctx: Context, work: UnitOfWork, call: Call) -> User:
+    """The caller's own account under its lock. What L1 said at the door is asked again: a write must not come after
+    the end of its session. Raises `BadToken`."""
+    caller = call.signed_in
+    user = await work.users.lock(caller.user_id)
+    session = await work.sessions.get(caller.session_id)
+    if user is None or user.status != "active" or session is None:
+        raise BadToken
+    if not session.is_live(ctx.now(), ctx.settings.lifetimes):
+        raise BadToken
+    return user
+
+
+async def require_permission(ctx: Context, connection: Connection, call: Call, permission: Permission) -> None:
+    """What an operator may do, by the rows as they stand now. Raises `BadToken` or `Forbidden`."""
+    caller = call.signed_in
+    stands = await standing_of(connection, caller.user_id, caller.session_id)
+    if stands is None or not stands.is_live(ctx.now()):
+        raise BadToken
+    if permission.value not in PERMISSIONS[stands.role]:
+        raise Forbidden

@@ -1,6 +1,7 @@
 """Announces letters: rows are the truth, the stream is how others hear of them. It can be refilled from the rows."""
 
 import asyncio
+from uuid import UUID
 
 import structlog
 from nats.aio.client import Client
@@ -16,6 +17,8 @@ log = structlog.get_logger()
 LETTERS_MAX = 100
 POLL_S = 5.0
 PUBLISH_S = 2.0
+PASS_S = 6.0
+"""Below PostgreSQL's idle-in-transaction limit: what was announced by then is marked, the rest comes next."""
 _HEADER_CHARS_MAX = 300
 
 
@@ -49,10 +52,16 @@ class Announcer:
     async def _announce_some(self) -> bool:
         async with self._database.transaction() as connection:
             letters = await unannounced_letters(connection, LETTERS_MAX)
-            for letter in letters:
-                await self._announce(letter)
-            await mark_announced(connection, [letter.id for letter in letters])
-        return len(letters) == LETTERS_MAX
+            told: list[UUID] = []
+            try:
+                async with asyncio.timeout(PASS_S):
+                    for letter in letters:
+                        await self._announce(letter)
+                        told.append(letter.id)
+            except (NatsError, TimeoutError) as error:
+                log.warning("letters wait to be announced", error=type(error).__name__)
+            await mark_announced(connection, told)
+        return len(told) == LETTERS_MAX
 
     async def _announce(self, letter: Letter) -> None:
         subject = f"users.dead-letters.{letter.group}.{letter.event_type}.{letter.user_id or 'unknown'}"

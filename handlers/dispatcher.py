@@ -23,6 +23,7 @@ from adapters.telemetry import release
 from contracts.operations import Limit, Operation
 from contracts.wire import Error, ErrorCode, Meta, Wire
 from domain.refusals import (
+    BadToken,
     DeadlineExceeded,
     Overloaded,
     PayloadTooLarge,
@@ -163,8 +164,11 @@ class Dispatcher:
             await self._service.drain_endpoints()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=within_s)
-        for task in self._tasks:
+        late = set(self._tasks)
+        for task in late:
             task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=1)
         if self._client.is_connected:
             await self._service.stop()
             await self._client.flush()
@@ -207,6 +211,8 @@ class Dispatcher:
             answer = self._refuse(headers, refusal)
         except TimeoutError:
             answer = self._refuse(headers, DeadlineExceeded())
+        except asyncio.CancelledError:
+            answer = self._refuse(headers, Overloaded())  # the process stops: another will do it
         except Exception:
             log.exception("request failed", subject=operation.subject, requestId=request_id_of(headers))
             answer = self._fail(headers)
@@ -217,7 +223,14 @@ class Dispatcher:
         if call.client_ip is None:
             ctx.metrics.without_client_ip.inc()
         request = read_body(operation, message.data)
-        caller = await authenticate(ctx, operation, header(headers, "Authorization"))
+        try:
+            caller = await authenticate(ctx, operation, header(headers, "Authorization"))
+        except BadToken:
+            kept = await self._kept_before(operation, headers, message.data)
+            if kept is None:
+                raise
+            call.reply_headers["Request-Id"] = call.request_id
+            return self._replay(kept, call)
         call = replace(call, caller=caller)
         if caller is not None:
             bind_contextvars(userId=str(caller.user_id))
@@ -241,6 +254,15 @@ class Dispatcher:
                 answer = self._refuse(call.reply_headers, refusal)
                 return replace(answer, headers=call.reply_headers | answer.headers)
         raise Overloaded
+
+    async def _kept_before(self, operation: Operation, headers: Mapping[str, str], body: bytes) -> Kept | None:
+        """The session may have been ended by this very request, whose reply was lost: its first reply is still due."""
+        key = idempotency_key_of(headers) if operation.writes and not operation.holds_secrets else None
+        token = (header(headers, "Authorization") or "").partition(" ")[2].strip()
+        if key is None or not token:
+            return None
+        claims = self._ctx.mint.read_access(token, at=self._ctx.now())
+        return await self._once.find(key, operation, claims.user_id, body)
 
     def _replay(self, kept: Kept, call: Call) -> Answer:
         headers = call.reply_headers | {"Idempotent-Replayed": "true"}

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from adapters.cache import LocalCache, SharedCache
-from adapters.nats import INVALIDATE, send, settle
+from adapters.nats import INVALIDATE, invalidation, send, settle
 from adapters.users import Account
 from domain.session import Standing
 
@@ -41,6 +41,8 @@ class Freshness:
         self._wake_relay = wake_relay
         self._beat = f"{_BEATS}.{uuid4().hex}"
         self._heard = -LATE_S
+        self._sent = 0
+        self._lost_at = 0
         self._broadcasts: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -60,7 +62,11 @@ class Freshness:
             task.add_done_callback(self._broadcasts.discard)
 
     def lose_trust(self) -> None:
-        """The connection was away, or dropped messages: an invalidation may have been among them."""
+        """The connection was away, or dropped messages: an invalidation may have been among them.
+
+        Only a beat that is sent after this brings trust back: an older one may still be waiting to be heard.
+        """
+        self._lost_at = self._sent
         for local in self._locals:
             local.is_trusted = False
             local.clear()
@@ -69,7 +75,8 @@ class Freshness:
         """Send a beat, and see whether the last ones came back."""
         loop = asyncio.get_running_loop()
         while True:
-            await send(self._client, self._beat, b"")
+            self._sent += 1
+            await send(self._client, self._beat, str(self._sent).encode())
             if loop.time() - self._heard > LATE_S and any(local.is_trusted for local in self._locals):
                 log.warning("invalidations may be missed; reading from the database")
                 self.lose_trust()
@@ -77,8 +84,7 @@ class Freshness:
 
     async def _broadcast(self, touched: Mapping[UUID, int]) -> None:
         for user_id, version in touched.items():
-            body = json.dumps({"id": str(user_id), "version": version}).encode()
-            await send(self._client, f"{INVALIDATE}.{user_id}", body)
+            await send(self._client, f"{INVALIDATE}.{user_id}", invalidation(user_id, version))
             await self._shared.drop(user_id, version)
 
     def _drop(self, user_id: UUID, version: int) -> None:
@@ -92,7 +98,9 @@ class Freshness:
         except (ValueError, KeyError, TypeError):
             log.warning("unreadable invalidation", subject=message.subject)
 
-    async def _on_beat(self, _: Msg) -> None:
+    async def _on_beat(self, message: Msg) -> None:
+        if int(message.data) <= self._lost_at:
+            return
         self._heard = asyncio.get_running_loop().time()
         for local in self._locals:
             local.is_trusted = True

@@ -13,13 +13,16 @@ log = structlog.get_logger()
 PERIOD_S = 60.0
 ROWS_MAX = 1000
 _STEPS_MAX = 50
-# What is over, and is of no more use: kept replies, spent sessions a month later, links, device tokens.
-_CLEARING = {
-    "idempotency_keys": "key_mac IN (SELECT key_mac FROM idempotency_keys WHERE expires_at < now() LIMIT $1)",
-    "user_sessions": "id IN (SELECT id FROM user_sessions WHERE expires_at < now() - interval '30 days' LIMIT $1)",
-    "links": "id IN (SELECT id FROM links WHERE expires_at < now() - interval '30 days' LIMIT $1)",
-    "device_tokens": "hash IN (SELECT hash FROM device_tokens WHERE expires_at < now() LIMIT $1)",
-}
+# What is over, and of no more use: kept replies, sessions a month later, links, devices, successors past their grace.
+_CLEARING = """
+DELETE FROM idempotency_keys WHERE key_mac IN (SELECT key_mac FROM idempotency_keys WHERE expires_at < now() LIMIT $1);
+DELETE FROM user_sessions WHERE id IN
+    (SELECT id FROM user_sessions WHERE expires_at < now() - interval '30 days' LIMIT $1);
+DELETE FROM links WHERE id IN (SELECT id FROM links WHERE expires_at < now() - interval '30 days' LIMIT $1);
+DELETE FROM device_tokens WHERE hash IN (SELECT hash FROM device_tokens WHERE expires_at < now() LIMIT $1);
+UPDATE refresh_tokens SET successor_sealed = NULL WHERE hash IN
+    (SELECT hash FROM refresh_tokens
+     WHERE successor_sealed IS NOT NULL AND used_at < now() - interval '1 minute' LIMIT $1)"""
 
 
 async def clear_away(database: Database) -> None:
@@ -27,15 +30,15 @@ async def clear_away(database: Database) -> None:
     while True:
         await asyncio.sleep(PERIOD_S * random.uniform(0.5, 1.5))
         try:
-            for table, condition in _CLEARING.items():
-                await _clear(database, table, condition)
+            for statement in _CLEARING.split(";"):
+                await _clear(database, statement)
         except (Unavailable, Overloaded, Stale) as error:
             log.warning("clearing away waits", error=type(error).__name__)
 
 
-async def _clear(database: Database, table: str, condition: str) -> None:
+async def _clear(database: Database, statement: str) -> None:
     for _ in range(_STEPS_MAX):
         async with database.connection() as connection:
-            done = await connection.execute(f"DELETE FROM {table} WHERE {condition}", ROWS_MAX)
+            done = await connection.execute(statement, ROWS_MAX)
         if int(done.rpartition(" ")[2]) < ROWS_MAX:
             return

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
@@ -13,7 +14,7 @@ from adapters.sessions import token_is_unused
 from adapters.tokens import hash_of
 from contracts.operations import Operation
 from contracts.wire import Wire
-from domain.refusals import Refusal, StateConflict
+from domain.refusals import Overloaded, Refusal, Stale, StateConflict, Unavailable
 from handlers.context import Call, Context, Handler
 from handlers.envelope import canonical, outcome_json
 
@@ -68,6 +69,10 @@ class Once:
         if kept.secrets_expired or not await _is_unused(self._ctx, kept.body):
             raise StateConflict
 
+    async def find(self, key: str, operation: Operation, user_id: UUID, body: bytes) -> Kept | None:
+        """The reply that a key has already had, if it has; claims nothing."""
+        return await self._keys.find(key, subject=operation.subject, user_id=user_id, canonical_body=canonical(body))
+
     async def _claim(self, key: str, work: Work) -> Claim | Kept:
         """Wait, without hashing, until the work is ours or done; the request's deadline bounds it."""
         pause_s = _PAUSE_S_MIN
@@ -91,14 +96,15 @@ class Once:
         async def keep(connection: Connection, outcome: Wire | Refusal) -> None:
             nonlocal kept
             success, body = outcome_json(outcome)
-            await claim.keep(connection, success=success, body=body, at=self._ctx.now())
+            await claim.keep(connection, success=success, body=body)
             kept = True
 
         try:
             return await work.handler(self._ctx, replace(work.call, keep_reply=keep), work.request)
         finally:
             if not kept:
-                await self._keys.give_up(claim)
+                with suppress(Unavailable, Overloaded, Stale):  # then the lease runs out, and the refusal is still told
+                    await self._keys.give_up(claim)
 
 
 async def _is_unused(ctx: Context, data: str) -> bool:

@@ -18,7 +18,7 @@ from nats.js.api import Header
 from nats.js.errors import APIError
 
 from adapters.event_log import StoredEvent, unsent_events
-from adapters.nats import INVALIDATE, MessageTooLarge, last_message, require_fits
+from adapters.nats import INVALIDATE, MessageTooLarge, invalidation, last_message, require_fits, send
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.telemetry import Metrics
@@ -125,7 +125,15 @@ class Relay:
             sent = await self._publish_all(heads, events)
             await self._store(connection, heads, sent)
         self._metrics.relay_published.inc(len(sent))
+        await self._invalidate(heads, sent)
         return len(sent) == len(events) and (len(events) == EVENTS_MAX or len(heads) == USERS_MAX)
+
+    async def _invalidate(self, heads: Sequence[Head], sent: Sequence[StoredEvent]) -> None:
+        """Say again what the writer said right after its commit: it may have died before, or been cut off."""
+        moved = {stored.event.aggregate_id for stored in sent}
+        for head in heads:
+            if head.user_id in moved:
+                await send(self._client, f"{INVALIDATE}.{head.user_id}", invalidation(head.user_id, head.version))
 
     async def _publish_all(self, heads: Sequence[Head], events: Sequence[StoredEvent]) -> list[StoredEvent]:
         """Many users at once, each user's events one after the other; returns what the broker has acknowledged."""
@@ -142,10 +150,12 @@ class Relay:
                         if stored.event.version > head.version:
                             await self._publish(head, stored)
                         sent.append(stored)
-            except (NatsError, TimeoutError, OSError, MessageTooLarge) as error:
+            except (NatsError, TimeoutError, OSError, MessageTooLarge, Unavailable, Overloaded, Stale) as error:
                 log.warning("event not announced yet", userId=str(head.user_id), error=type(error).__name__)
 
-        await asyncio.gather(*(publish_user(head) for head in heads))
+        async with asyncio.TaskGroup() as users:  # none of them may go on once the locks are given back
+            for head in heads:
+                users.create_task(publish_user(head))
         return sent
 
     async def _store(self, connection: Connection, heads: Sequence[Head], sent: Sequence[StoredEvent]) -> None:

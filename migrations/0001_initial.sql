@@ -83,6 +83,7 @@ CREATE TABLE refresh_tokens (
     successor_sealed text                -- under a key derived from this very token, which is not stored
 );
 CREATE INDEX refresh_tokens_session ON refresh_tokens (session_id);
+CREATE INDEX refresh_tokens_sealed ON refresh_tokens (used_at) WHERE successor_sealed IS NOT NULL;
 
 CREATE TABLE device_tokens (
     hash       bytea PRIMARY KEY,
@@ -90,7 +91,8 @@ CREATE TABLE device_tokens (
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL
 );
-CREATE INDEX device_tokens_user ON device_tokens (user_id);
+CREATE INDEX device_tokens_user ON device_tokens (user_id, created_at);
+CREATE INDEX device_tokens_expiry ON device_tokens (expires_at);
 
 -- A mail link: made with the event that asks for the mail; its random tokens are made just before mail is sent.
 CREATE TABLE links (

@@ -1,6 +1,7 @@
 """Registration, sign-in and tokens."""
 
 from datetime import datetime
+from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 from zxcvbn_rs_py import zxcvbn
@@ -9,7 +10,7 @@ from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
 from adapters.limits import LimitReached, Window
 from adapters.links import Link, link_by_token
-from adapters.settings import Settings
+from adapters.settings import Rate, Settings
 from adapters.tokens import hash_of, new_secret
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import Credentials, credentials_of, user_view
@@ -25,7 +26,16 @@ from contracts.auth import (
 from contracts.operations import Limit
 from contracts.wire import Empty
 from domain.password import COMPOSITION, NIST, own_words, require_acceptable
-from domain.refusals import BadToken, EmailTaken, ExpiredToken, Refusal, Stale, WrongCredentials
+from domain.refusals import (
+    BadToken,
+    EmailTaken,
+    ExpiredToken,
+    Overloaded,
+    Refusal,
+    Stale,
+    Unavailable,
+    WrongCredentials,
+)
 from domain.session import Session
 from domain.user import User, UserId
 from handlers.context import Call, Context, Handlers
@@ -39,10 +49,10 @@ async def register(ctx: Context, call: Call, request: Register) -> Registered:
     """Open an account and ask for its verification mail; a taken address is refused before the costly hash."""
     require_good_password(ctx.settings, request)
     async with ctx.database.connection() as connection:
-        taken = await credentials_of(connection, email_key(request.email)) is not None
-    if taken:
+        owner = await credentials_of(connection, email_key(request.email))
+    if owner is not None:
         async with ctx.unit_of_work(call) as work:
-            raise await _taken(ctx, work, request)
+            raise await _taken(ctx, work, request, owner.user_id)
     password_hash = await ctx.hasher.hash(request.password.get_secret_value())
 
     at = ctx.now()
@@ -66,10 +76,16 @@ async def register(ctx: Context, call: Call, request: Register) -> Registered:
     return reply
 
 
-async def _taken(ctx: Context, work: UnitOfWork, request: Register) -> EmailTaken:
-    """The refusal is stored before it is answered."""
+async def _taken(ctx: Context, work: UnitOfWork, request: Register, owner: UUID | None = None) -> EmailTaken:
+    """The refusal is stored before it is answered; the address under its owner's key, so that it can be erased."""
     await work.audit(
-        AuditRow(action="registration_refused", success=False, at=ctx.now(), personal={"email": request.email})
+        AuditRow(
+            action="registration_refused",
+            success=False,
+            at=ctx.now(),
+            user_id=owner,
+            personal={"email": request.email},
+        )
     )
     refusal = EmailTaken()
     await work.commit(refusal)
@@ -144,9 +160,14 @@ async def resend_verification(ctx: Context, call: Call, request: ResendVerificat
     return reply
 
 
+def _by_source(ctx: Context, call: Call, rate: Rate) -> Rate:
+    """All end users of a gateway that names no address share one source: it has a figure of its own."""
+    return rate if call.client_ip else ctx.settings.limit_bus_client
+
+
 def _mail_windows(ctx: Context, call: Call, key: str) -> tuple[Window, ...]:
     """Mails asked for, by mail address and by source; past the limit nothing happens, in silence."""
-    address, source = ctx.settings.limit_mail_address, ctx.settings.limit_mail_source
+    address, source = ctx.settings.limit_mail_address, _by_source(ctx, call, ctx.settings.limit_mail_source)
     name = Limit.MAIL.value
     return (
         Window(name, key, address.tries_max, address.window_s),
@@ -159,17 +180,10 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
     key = email_key(request.email)
     tries = await ctx.limits.reserve(_login_windows(ctx, call, key))
     call.reply_headers.update(tries.headers)
-    password = request.password.get_secret_value()
-    async with ctx.database.connection() as connection:
-        known = await credentials_of(connection, key)
-    matches = await ctx.hasher.verify(known.password_hash if known else None, password)
-    upgraded = None
-    if known and matches and ctx.hasher.is_outdated(known.password_hash):
-        upgraded = await ctx.hasher.hash(password)
     try:
-        outcome = await _sign_in(ctx, call, request, known, matches=matches, upgraded=upgraded)
-    except Stale:
-        await ctx.limits.give_back(tries)  # it will be counted again
+        outcome, matches = await _check_and_sign_in(ctx, call, request, key)
+    except (Stale, Overloaded, Unavailable):
+        await ctx.limits.give_back(tries)  # nothing was learnt of the password
         raise
     if matches:
         await ctx.limits.give_back(tries)
@@ -179,6 +193,18 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
     if isinstance(outcome, Refusal):
         raise outcome
     return outcome
+
+
+async def _check_and_sign_in(ctx: Context, call: Call, request: Login, key: str) -> tuple[LoggedIn | Refusal, bool]:
+    """What comes of it, and whether the password was right."""
+    password = request.password.get_secret_value()
+    async with ctx.database.connection() as connection:
+        known = await credentials_of(connection, key)
+    matches = await ctx.hasher.verify(known.password_hash if known else None, password)
+    upgraded = None
+    if known and matches and ctx.hasher.is_outdated(known.password_hash):
+        upgraded = await ctx.hasher.hash(password)
+    return await _sign_in(ctx, call, request, known, matches=matches, upgraded=upgraded), matches
 
 
 async def _sign_in(
@@ -203,7 +229,7 @@ async def _sign_in(
 
 def _login_windows(ctx: Context, call: Call, key: str) -> tuple[Window, ...]:
     """Failures of a pair of account and source, and of a source over all accounts: nobody locks out a stranger."""
-    pair, source = ctx.settings.limit_login, ctx.settings.limit_login_source
+    pair, source = ctx.settings.limit_login, _by_source(ctx, call, ctx.settings.limit_login_source)
     name = Limit.LOGIN.value
     return (
         Window(name, f"{key}:{call.source}", pair.tries_max, pair.window_s),

@@ -3,6 +3,7 @@
 from adapters.users import user_view
 from contracts.me import GetMe, Me, MeUpdated, UpdateMe
 from domain.refusals import NotFound
+from handlers.callers import lock_caller
 from handlers.context import Call, Context, Handlers
 
 
@@ -20,9 +21,7 @@ async def update_me(ctx: Context, call: Call, request: UpdateMe) -> MeUpdated:
         name: getattr(request, name) for name in request.model_fields_set - {"expected_revision"}
     }
     async with ctx.unit_of_work(call) as work:
-        user = await work.users.lock(call.signed_in.user_id)
-        if user is None:
-            raise NotFound
+        user = await lock_caller(ctx, work, call)
         user.change(changes, expected_revision=request.expected_revision, at=ctx.now())
         await work.users.save(user)
         reply = MeUpdated(user=user_view(user))

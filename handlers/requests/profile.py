@@ -4,6 +4,7 @@ from adapters.users import profile_view
 from contracts.profile import GetProfile, ProfileShown, ProfileUpdated, UpdateProfile
 from contracts.users import PublicProfile
 from domain.refusals import NotFound
+from handlers.callers import lock_caller
 from handlers.context import Call, Context, Handlers
 
 
@@ -27,9 +28,7 @@ async def update_profile(ctx: Context, call: Call, request: UpdateProfile) -> Pr
         changes["notifications"] = request.notifications.model_dump(exclude_unset=True)
     at = ctx.now()
     async with ctx.unit_of_work(call) as work:
-        user = await work.users.lock(call.signed_in.user_id)
-        if user is None:
-            raise NotFound
+        user = await lock_caller(ctx, work, call)
         user.change(changes, expected_revision=request.expected_revision, at=at)
         await work.users.save(user)
         reply = ProfileUpdated(profile=profile_view(user, user.updated_at))

@@ -9,6 +9,7 @@ from adapters.unit_of_work import UnitOfWork
 from contracts.auth import Jwks, KeySet, Logout, Refresh, Refreshed, TokenVerdict, VerifyToken
 from contracts.users import Tokens
 from contracts.wire import Empty
+from domain.permissions import PERMISSIONS
 from domain.refusals import BadToken, ExpiredToken, NoCaller
 from domain.session import Session, Use, judge
 from domain.user import User
@@ -54,6 +55,7 @@ async def _spend(ctx: Context, call: Call, work: UnitOfWork, user: User, session
     lifetime = session.refresh_lifetime(at, ctx.settings.lifetimes)
     successor = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
     await work.sessions.spend(
+        session.id,
         hash_of(token),
         used_by=call.device,
         successor_hash=hash_of(successor),
@@ -129,7 +131,8 @@ async def verify_token(ctx: Context, _: Call, request: VerifyToken) -> TokenVerd
     stands = await standing(ctx, claims.user_id, claims.session_id)
     if stands is None or not stands.is_live(ctx.now()):
         return TokenVerdict(active=False)
-    return TokenVerdict.model_validate({"active": True, "claims": claims.raw})
+    now = {"role": stands.role, "permissions": sorted(PERMISSIONS[stands.role])}  # the token may be older than these
+    return TokenVerdict.model_validate({"active": True, "claims": claims.raw | now})
 
 
 async def jwks(ctx: Context, _: Call, __: Jwks) -> KeySet:

@@ -212,3 +212,17 @@ async def test_nothing_at_rest_opens_a_key_or_its_reply(dev: Dev, client: Gatewa
     plain = [key["Idempotency-Key"], email, PASSWORD, "refreshToken", "tokenType", *reply.data["tokens"].values()]
     secrets = [str(text) for text in plain if len(str(text)) > 8]
     assert [text for text in secrets if text in dump or text.encode().hex() in dump] == []
+
+
+async def test_a_logout_whose_reply_was_lost_is_answered_again(client: Gateway) -> None:
+    """Its session has ended by then, so its token alone would be refused."""
+    access = (await client.signed_in())["tokens"]["accessToken"]
+    headers = {"Idempotency-Key": uuid4().hex}
+    first = await client.call("auth.logout", access=access, headers=headers)
+    again = await client.call("auth.logout", access=access, headers=headers)
+    assert (first.data, again.data) == ({}, {})
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert (await client.call("auth.logout", access=access, headers={"Idempotency-Key": uuid4().hex})).code == (
+        "INVALID_TOKEN"
+    )
+    assert (await client.call("auth.logout", access=access, headers=headers, other=1)).code == "IDEMPOTENCY_KEY_REUSED"

@@ -5,8 +5,6 @@ import json
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
-
 from tests.faults.house import House
 from tests.faults.ledger import GROUPS, Ledger, emails, mails_by_address, require_audit, require_rows, until_finished
 from tests.gateway import database, stored_events
@@ -101,27 +99,25 @@ async def test_what_is_no_event_of_ours_has_no_effect(house: House) -> None:
 _EVENTS = "SELECT id, version FROM events WHERE aggregate_id = ANY($1)"
 
 
-@pytest.mark.parametrize("message_id", ["new", "predecessor's"])
-async def test_the_relay_goes_on_behind_a_forged_message(house: House, message_id: str) -> None:
+async def test_the_relay_goes_on_behind_a_forged_message(house: House) -> None:
     """Also where the message bears the id of the user's last event: what our table says of the id is what counts."""
-    [email] = wanted = emails(1)
-    ledger = Ledger()
+    wanted, ledger = emails(2), Ledger()
     settings = {"USER_SERVICE_DUPLICATE_WINDOW_SECONDS": "1"}
     async with house.run("requests", "relay", **settings), house.gateway() as client, house.worker() as nc:
-        await ledger.register(client, wanted, at_once=1)
-        user_id = ledger.user_ids[email]
-        last = await until_last(house, nc.jetstream().get_last_msg, user_id, 2)
-        async with asyncio.timeout(10):  # past the window in which the server knows the id
-            while True:
-                ack = await nc.jetstream().publish(
-                    f"users.events.v1.{ASKED}.{user_id}", b"{}",
-                    headers={"Nats-Msg-Id": str(uuid4()) if message_id == "new" else last["id"]},
-                )  # fmt: skip
-                if not ack.duplicate:
-                    break
-                await asyncio.sleep(0.1)
-        await client.call("auth.resend-verification", email=email)
-        await until_last(house, nc.jetstream().get_last_msg, user_id, 3)
+        js = nc.jetstream()
+        await ledger.register(client, wanted, at_once=2)
+        for email in wanted:
+            user_id = ledger.user_ids[email]
+            last = await until_last(house, js.get_last_msg, user_id, 2)
+            message_id = str(uuid4()) if email == wanted[0] else last["id"]
+            async with asyncio.timeout(10):  # past the window in which the server knows the id
+                while True:
+                    subject = f"users.events.v1.{ASKED}.{user_id}"
+                    if not (await js.publish(subject, b"{}", headers={"Nats-Msg-Id": message_id})).duplicate:
+                        break
+                    await asyncio.sleep(0.1)
+            await client.call("auth.resend-verification", email=email)
+            await until_last(house, js.get_last_msg, user_id, 3)
 
 
 async def until_last(house: House, get_last: Any, user_id: UUID, version: int) -> dict[str, Any]:  # noqa: ANN401

@@ -25,7 +25,9 @@ from tests.program import until
 
 ASKED = "EmailVerificationRequested"
 _LETTERS = "SELECT * FROM dead_letters WHERE user_id = ANY($1) ORDER BY created_at"
-_DONE = "SELECT count(*) FROM inbox WHERE group_name = ANY($2) AND event_id IN (SELECT id FROM events WHERE aggregate_id = ANY($1))"
+_DONE = """
+SELECT count(*) FROM inbox
+WHERE group_name = ANY($2) AND event_id IN (SELECT id FROM events WHERE aggregate_id = ANY($1))"""
 
 
 async def announced(house: House, count: int) -> list[tuple[str, dict[str, str], bytes]]:

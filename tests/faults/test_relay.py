@@ -113,7 +113,9 @@ async def answering_after(house: House, ask: Callable[[Gateway], Awaitable[bool]
                 await asyncio.sleep(0.02)
 
 
-async def test_a_bus_that_goes_and_comes_back(house: House, record_property: Callable[[str, object], None]) -> None:
+async def test_a_bus_that_goes_and_comes_back(
+    house: House, record_testsuite_property: Callable[[str, object], None]
+) -> None:
     wanted, ledger = emails(200), Ledger()
     async with house.run() as run:
         async with house.gateway() as client:
@@ -129,7 +131,7 @@ async def test_a_bus_that_goes_and_comes_back(house: House, record_property: Cal
             return (await client.call("auth.jwks", timeout=1)).ok
 
         back_s = await answering_after(house, ask)
-        record_property("bus back, seconds", back_s)
+        record_testsuite_property("bus back, seconds", back_s)
         assert back_s < BACK_S_MAX
         async with house.gateway() as client:
             await ledger.register(client, wanted, at_once=20)
@@ -142,7 +144,7 @@ async def test_a_bus_that_goes_and_comes_back(house: House, record_property: Cal
 
 
 async def test_a_database_that_goes_and_comes_back(
-    house: House, record_property: Callable[[str, object], None]
+    house: House, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     ledger = Ledger()
     async with house.run() as run, house.gateway() as client:
@@ -170,7 +172,7 @@ async def test_a_database_that_goes_and_comes_back(
                 assert (await client.call("health.ready")).code == "SERVICE_UNAVAILABLE"
             began, before = time.monotonic(), len(ledger.accepted)
             await until(lambda: len(ledger.accepted) > before, within_s=20, what="an answer")
-            record_property("database back, seconds", time.monotonic() - began)
+            record_testsuite_property("database back, seconds", time.monotonic() - began)
             stop.set()
         assert codes <= AWAY, run.lines("request failed")[:1]
         await until_finished(house.ready, ledger.user_ids.values(), within_s=45)

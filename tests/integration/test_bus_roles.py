@@ -231,17 +231,15 @@ async def test_an_operator_looks_at_every_stream(roles: dict[str, Role], role: s
     assert not await roles[role].refusals()
 
 
-@pytest.mark.parametrize("role", ["gateway", "admin-gateway", "dev"])
-async def test_avatars_go_up_and_come_down(roles: dict[str, Role], role: str) -> None:
-    worker = roles["worker"].client.jetstream(timeout=5)
-    uploads = await worker.create_object_store("user-avatar-uploads")
-    avatars = await worker.create_object_store("user-avatars")
-    await avatars.put("user/picture-64", b"picture")
-    client = roles[role].client.jetstream(timeout=5)
-    await (await client.object_store("user-avatar-uploads")).put(f"user/{role}", b"x" * 300_000)
-    assert len((await uploads.get(f"user/{role}")).data or b"") == 300_000
-    assert (await (await client.object_store("user-avatars")).get("user/picture-64")).data == b"picture"
-    assert not await roles[role].refusals()
+@pytest.mark.parametrize("role", ["gateway", "admin-gateway"])
+@pytest.mark.parametrize("asked", ["$JS.API.STREAM.NAMES", "$JS.API.INFO", "$JS.API.STREAM.INFO.USER_EVENTS"])
+async def test_a_gateway_cannot_have_jetstream_write_an_event(roles: dict[str, Role], role: str, asked: str) -> None:
+    """JetStream answers wherever a request says, past the permissions of who asked."""
+    streams = roles["worker"].client.jetstream(timeout=5)
+    before = (await streams.stream_info("USER_EVENTS")).state.last_seq
+    await roles[role].client.publish(asked, b"", reply="users.events.v1.UserRoleChanged.1")
+    assert not await roles[role].may_publish(asked)
+    assert (await streams.stream_info("USER_EVENTS")).state.last_seq == before
 
 
 async def test_a_worker_answers_a_request_once(roles: dict[str, Role]) -> None:

@@ -2,18 +2,17 @@
 
 import asyncio
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
 from adapters.idempotency import Claim, IdempotencyKeys, Kept
-from adapters.keys import Keys
+from adapters.keys import Keys, Ring
 from adapters.postgres import Database
 from domain.refusals import IdempotencyKeyReused, Stale
 
-NOW = datetime.now(UTC)  # the database compares with its own clock
 LEASE = timedelta(seconds=30)
 MOMENT = timedelta(milliseconds=50)
 USER = uuid4()
@@ -47,7 +46,7 @@ class Store:
 
     async def keep(self, claim: Claim, body: str = '{"a":1}', *, success: bool = True) -> None:
         async with self.database.transaction() as connection:
-            await claim.keep(connection, success=success, body=body, at=NOW)
+            await claim.keep(connection, success=success, body=body)
 
 
 @pytest.fixture
@@ -133,7 +132,7 @@ async def test_a_rolled_back_effect_keeps_no_reply(store: Store, key: str) -> No
     async with store.database.connection() as connection:
         transaction = connection.transaction()
         await transaction.start()
-        await claim.keep(connection, success=True, body="{}", at=NOW)
+        await claim.keep(connection, success=True, body="{}")
         await transaction.rollback()
     assert await store.claim(key) is None
     await store.keys.give_up(claim)
@@ -153,11 +152,10 @@ async def test_giving_up_takes_nothing_from_another(store: Store, key: str) -> N
 async def test_secrets_are_given_again_for_a_minute(store: Store, key: str, owner: asyncpg.Connection) -> None:
     claim = await store.won(key, secret=True)
     await store.keep(claim)
-    row = await owner.fetchrow(
-        "SELECT secret_until - $2 AS lasts FROM idempotency_keys WHERE key_mac = $1", claim.key_mac, NOW
+    lasts = await owner.fetchval(
+        "SELECT secret_until - clock_timestamp() FROM idempotency_keys WHERE key_mac = $1", claim.key_mac
     )
-    assert row is not None
-    assert row["lasts"] == timedelta(seconds=60)
+    assert timedelta(seconds=50) < lasts <= timedelta(seconds=60)
     for offset, expired in (("1 minute", False), ("-1 minute", True)):
         await owner.execute(
             "UPDATE idempotency_keys SET secret_until = now() + $2::text::interval WHERE key_mac = $1",
@@ -166,6 +164,19 @@ async def test_secrets_are_given_again_for_a_minute(store: Store, key: str, owne
         found = await store.claim(key)
         assert isinstance(found, Kept)
         assert (found.holds_secrets, found.secrets_expired) == (True, expired)
+
+
+async def test_a_rotated_server_key_still_finds_the_first_reply(store: Store, keys: Keys, key: str) -> None:
+    await store.keep(await store.won(key), '{"first":true}')
+    old = keys.ring("idempotency")
+    rotated = Ring("new1", {**old.keys, "new1": secrets.token_bytes(32)})
+    after = Store(store.database, Keys({**keys.rings, "idempotency": rotated}))
+    found = await after.claim(key)
+    assert isinstance(found, Kept)
+    assert found.body == '{"first":true}'
+    with pytest.raises(IdempotencyKeyReused):
+        await after.claim(key, body=b'{"another":1}')
+    assert await after.keys.find(key, subject="users.v1.test", user_id=USER, canonical_body=b"{}") == found
 
 
 async def test_after_a_day_a_key_is_free(store: Store, key: str, owner: asyncpg.Connection) -> None:
