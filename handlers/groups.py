@@ -24,6 +24,7 @@ from adapters.nats import (
 )
 from adapters.settings import Settings
 from adapters.telemetry import Metrics
+from domain.refusals import Unavailable
 from handlers.delivery import Deliverer, GroupIsSilent
 
 log = structlog.get_logger()
@@ -79,24 +80,29 @@ def _delivering(deliverer: Deliverer) -> Callable[[NatsMessage], Awaitable[None]
 async def watch(
     js: JetStreamContext, settings: Settings, deliverers: Mapping[str, Deliverer], metrics: Metrics
 ) -> None:
-    """Measure every group, make a durable again that was deleted, and raise `GroupIsSilent` for one that sleeps.
-
-    A durable made again starts at the stream's beginning; the inbox keeps that from repeating an effect.
-    """
+    """Look after every group for ever; raises `GroupIsSilent` for one that sleeps over its work."""
     while True:
         await asyncio.sleep(WATCH_S)
         for group, deliverer in deliverers.items():
             try:
-                info: Any = await js.consumer_info(EVENTS_STREAM, group)
-            except NotFoundError:
-                log.error("a group's durable was deleted; making it again", group=group)
-                await provision(js, settings, (group,))
-                continue
-            except (NatsError, TimeoutError, OSError) as error:
+                await _look_after(js, settings, group, deliverer, metrics)
+            except (NatsError, TimeoutError, OSError, Unavailable) as error:
                 log.warning("cannot look after a group", group=group, error=type(error).__name__)
-                continue
-            metrics.consumer_pending.labels(group).set(info.num_pending or 0)
-            metrics.consumer_unacked.labels(group).set(info.num_ack_pending or 0)
-            silent_s = time.monotonic() - deliverer.last_active
-            if info.num_pending and not info.num_waiting and not deliverer.in_work and silent_s > SILENT_S:
-                raise GroupIsSilent(f"group {group} has work waiting and does not pull")
+
+
+async def _look_after(
+    js: JetStreamContext, settings: Settings, group: str, deliverer: Deliverer, metrics: Metrics
+) -> None:
+    """Measure a group, and make its durable again where it was deleted: that one starts at the stream's beginning, and
+    the inbox keeps it from repeating an effect."""
+    try:
+        info: Any = await js.consumer_info(EVENTS_STREAM, group)
+    except NotFoundError:
+        log.error("a group's durable was deleted; making it again", group=group)
+        await provision(js, settings, (group,))
+        return
+    metrics.consumer_pending.labels(group).set(info.num_pending or 0)
+    metrics.consumer_unacked.labels(group).set(info.num_ack_pending or 0)
+    silent_s = time.monotonic() - deliverer.last_active
+    if info.num_pending and not info.num_waiting and not deliverer.in_work and silent_s > SILENT_S:
+        raise GroupIsSilent(f"group {group} has work waiting and does not pull")

@@ -114,6 +114,10 @@ async def command(*words: str, env: Mapping[str, str] | None = None, cwd: Path |
         env=clean_environment() | dict(env or {}),
         cwd=cwd,
     )
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
+    try:
+        async with asyncio.timeout(60):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise
     return process.returncode or 0, out.decode(), err.decode()
