@@ -21,6 +21,7 @@ from nats.errors import Error as NatsError
 
 from adapters.event_log import StoredEvent, event_by_id, is_same
 from adapters.inbox import add_letter, is_done, mark_done, record_attempt
+from adapters.keys import CannotOpen
 from adapters.nats import ACK_WAIT_S
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -130,9 +131,12 @@ class Deliverer:
     async def _attempt(self, delivery: Delivery) -> str:
         if delivery.number > len(self._pauses_s) + 1:
             return await self._bury(delivery, "worker_died", "WorkerDied", "every delivery ended without an answer")
-        async with self._database.connection() as connection:
-            stored = await event_by_id(connection, self._personal, delivery.event_id)
-            done = stored is not None and await is_done(connection, self.group, delivery.event_id)
+        try:
+            async with self._database.connection() as connection:
+                stored = await event_by_id(connection, self._personal, delivery.event_id)
+                done = stored is not None and await is_done(connection, self.group, delivery.event_id)
+        except (CannotOpen, ValueError) as error:  # a key is missing here; another process may have it
+            return await self._put_off(delivery, error)
         if stored is None or not is_same(stored, str(delivery.user_id), delivery.event_type, delivery.message.data):
             return await self._bury(delivery, _UNAUTHENTIC, "Unauthentic", "no event of ours says this")
         if not done:
