@@ -8,15 +8,12 @@ import asyncpg
 import uuid_utils.compat as uuid_utils
 from pydantic import JsonValue
 
-from adapters.cursors import make_cursor, not_a_cursor, read_cursor, read_time
+from adapters.cursors import COUNTED_MAX, make_cursor, not_a_cursor, offset_of, pagination, read_cursor, read_time
 from adapters.event_log import Trail
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection
 from contracts.admin import AuditEntry, ListAuditLogs
 from contracts.wire import Pagination
-
-COUNTED_MAX = 10_000
-"""Rows counted for a total; above it the total is an estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,22 +75,11 @@ async def list_audit_rows(
     """A page of the log, newest first, by page number or by the cursor of the page before."""
     filters = (query.user_id, query.action, query.success, query.from_, query.to)
     after_at, after_position = _after(query.cursor)
-    page = query.page or 1
-    offset = 0 if query.cursor else (page - 1) * query.limit
-    rows = await connection.fetch(_LIST, *filters, after_at, after_position, offset, query.limit + 1)
+    rows = await connection.fetch(_LIST, *filters, after_at, after_position, offset_of(query), query.limit + 1)
     counted = await connection.fetchval(_COUNT, *filters, COUNTED_MAX + 1)
-    shown = rows[: query.limit]
-    more = len(rows) > query.limit
-    return [_entry(row, personal) for row in shown], Pagination(
-        page=None if query.cursor else page,
-        limit=query.limit,
-        total=counted,
-        total_is_estimate=counted > COUNTED_MAX,
-        total_pages=-(-counted // query.limit),
-        has_next=more,
-        has_prev=bool(query.cursor) or page > 1,
-        next_cursor=make_cursor(shown[-1]["created_at"].isoformat(), shown[-1]["position"]) if more else None,
-    )
+    shown, more = rows[: query.limit], len(rows) > query.limit
+    cursor = make_cursor(shown[-1]["created_at"].isoformat(), shown[-1]["position"]) if more else None
+    return [_entry(row, personal) for row in shown], pagination(query, counted=counted, next_cursor=cursor)
 
 
 def _entry(row: asyncpg.Record, personal: PersonalData) -> AuditEntry:

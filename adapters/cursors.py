@@ -1,10 +1,55 @@
-"""Cursors: where a page ended, opaque to the caller. They name a row's place, so rows that come in shift nothing."""
+"""Pages of long lists: by number near the top, by cursor without a bound.
+
+A cursor says where a page ended, opaque to the caller. It names a row's place, so rows that come in shift nothing.
+"""
 
 import base64
 import json
 from datetime import datetime
+from typing import Protocol
 
+from contracts.wire import Pagination
 from domain.refusals import Fault, InvalidInput
+
+ROWS_BY_PAGE_MAX = 10_000
+COUNTED_MAX = 10_000
+"""Rows counted for a total; above it the total is an estimate, and says so."""
+
+
+class Asked(Protocol):
+    """What every request for a list names."""
+
+    @property
+    def page(self) -> int | None: ...
+    @property
+    def cursor(self) -> str | None: ...
+    @property
+    def limit(self) -> int: ...
+
+
+def offset_of(asked: Asked) -> int:
+    """Rows to skip; raises `InvalidInput` for a page so deep that skipping would cost what a cursor does not."""
+    if asked.cursor is not None:
+        return 0
+    page = asked.page or 1
+    if page * asked.limit > ROWS_BY_PAGE_MAX:
+        raise InvalidInput([Fault("page", "too_deep", f"Use nextCursor to go past row {ROWS_BY_PAGE_MAX}.")])
+    return (page - 1) * asked.limit
+
+
+def pagination(asked: Asked, *, counted: int, next_cursor: str | None) -> Pagination:
+    """What a reply says of its page; `counted` stops one past `COUNTED_MAX`."""
+    page = asked.page or 1
+    return Pagination(
+        page=page if asked.cursor is None else None,
+        limit=asked.limit,
+        total=counted,
+        total_is_estimate=counted > COUNTED_MAX,
+        total_pages=-(-counted // asked.limit),
+        has_next=next_cursor is not None,
+        has_prev=asked.cursor is not None or page > 1,
+        next_cursor=next_cursor,
+    )
 
 
 def make_cursor(*place: object) -> str:

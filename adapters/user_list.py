@@ -4,16 +4,12 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from adapters.cursors import make_cursor, not_a_cursor, read_cursor, read_time
+from adapters.cursors import COUNTED_MAX, make_cursor, not_a_cursor, offset_of, pagination, read_cursor, read_time
 from adapters.postgres import Connection
 from adapters.users import USER_COLUMNS, view_of_row
 from contracts.admin import ListUsers, UserSort
 from contracts.users import User
 from contracts.wire import Pagination
-from domain.refusals import Fault, InvalidInput
-
-ROWS_BY_PAGE_MAX = 10_000
-COUNTED_MAX = 10_000
 
 
 class _Order(NamedTuple):
@@ -38,25 +34,14 @@ AND ($3::text IS NULL OR u.email_key LIKE $3 OR lower(u.first_name) LIKE $3 OR l
 
 async def list_users(connection: Connection, query: ListUsers) -> tuple[list[User], Pagination]:
     """A page, with a cursor to the next; raises `InvalidInput` for a page past row 10,000."""
-    page = query.page or 1
-    if query.cursor is None and page * query.limit > ROWS_BY_PAGE_MAX:
-        raise InvalidInput([Fault("page", "too_deep", f"Use nextCursor to go past row {ROWS_BY_PAGE_MAX}.")])
+    offset = offset_of(query)
     order = _ORDERS[query.sort]
     filters = (query.status, query.role, _prefix(query.search))
-    offset = 0 if query.cursor else (page - 1) * query.limit
     rows = await connection.fetch(_statement(order), *filters, *_after(query.cursor, order), offset, query.limit + 1)
     counted = await connection.fetchval(_COUNT, *filters, COUNTED_MAX + 1)
     shown, more = rows[: query.limit], len(rows) > query.limit
-    return [view_of_row(row) for row in shown], Pagination(
-        page=None if query.cursor else page,
-        limit=query.limit,
-        total=counted,
-        total_is_estimate=counted > COUNTED_MAX,
-        total_pages=-(-counted // query.limit),
-        has_next=more,
-        has_prev=bool(query.cursor) or page > 1,
-        next_cursor=make_cursor(_text(shown[-1]["place"]), shown[-1]["id"]) if more else None,
-    )
+    cursor = make_cursor(_text(shown[-1]["place"]), shown[-1]["id"]) if more else None
+    return [view_of_row(row) for row in shown], pagination(query, counted=counted, next_cursor=cursor)
 
 
 _COUNT = f"SELECT count(*) FROM (SELECT 1 FROM users u WHERE {_MATCHING} LIMIT $4) AS counted"
