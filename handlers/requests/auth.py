@@ -136,7 +136,10 @@ async def resend_verification(ctx: Context, call: Call, request: ResendVerificat
     """Ask for another mail; known or not, verified or not, the answer and the rows written are alike."""
     at, key = ctx.now(), email_key(request.email)
     try:
-        await ctx.limits.reserve(_mail_windows(ctx, call, key))
+        rates = ctx.settings
+        await ctx.limits.reserve(
+            _windows(ctx, call, Limit.MAIL, key, rates.limit_mail_address, rates.limit_mail_source)
+        )
     except LimitReached:
         return Empty()
     async with ctx.database.connection() as connection:
@@ -160,25 +163,25 @@ async def resend_verification(ctx: Context, call: Call, request: ResendVerificat
     return reply
 
 
-def _by_source(ctx: Context, call: Call, rate: Rate) -> Rate:
-    """All end users of a gateway that names no address share one source: it has a figure of its own."""
-    return rate if call.client_ip else ctx.settings.limit_bus_client
+def _windows(ctx: Context, call: Call, limit: Limit, who: str, by_who: Rate, by_source: Rate) -> tuple[Window, ...]:
+    """Tries for an address from wherever, or from one source, and of a source over all addresses.
 
-
-def _mail_windows(ctx: Context, call: Call, key: str) -> tuple[Window, ...]:
-    """Mails asked for, by mail address and by source; past the limit nothing happens, in silence."""
-    address, source = ctx.settings.limit_mail_address, _by_source(ctx, call, ctx.settings.limit_mail_source)
-    name = Limit.MAIL.value
+    All end users of a gateway that names no address share one source: it has a figure of its own.
+    """
+    rate = by_source if call.client_ip else ctx.settings.limit_bus_client
     return (
-        Window(name, key, address.tries_max, address.window_s),
-        Window(f"{name}:source", call.source, source.tries_max, source.window_s),
+        Window(limit.value, who, by_who.tries_max, by_who.window_s),
+        Window(f"{limit.value}:source", call.source, rate.tries_max, rate.window_s),
     )
 
 
 async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
     """Sign in. A try is counted before the hash and given back when the password was right."""
     key = email_key(request.email)
-    tries = await ctx.limits.reserve(_login_windows(ctx, call, key))
+    pair, rates = f"{key}:{call.source}", ctx.settings  # so nobody locks a stranger out
+    tries = await ctx.limits.reserve(
+        _windows(ctx, call, Limit.LOGIN, pair, rates.limit_login, rates.limit_login_source)
+    )
     call.reply_headers.update(tries.headers)
     try:
         outcome, matches = await _check_and_sign_in(ctx, call, request, key)
@@ -225,16 +228,6 @@ async def _sign_in(
             await _record_refusal(ctx, call, work, request, user, outcome)
         await work.commit(outcome)
     return outcome
-
-
-def _login_windows(ctx: Context, call: Call, key: str) -> tuple[Window, ...]:
-    """Failures of a pair of account and source, and of a source over all accounts: nobody locks out a stranger."""
-    pair, source = ctx.settings.limit_login, _by_source(ctx, call, ctx.settings.limit_login_source)
-    name = Limit.LOGIN.value
-    return (
-        Window(name, f"{key}:{call.source}", pair.tries_max, pair.window_s),
-        Window(f"{name}:source", call.source, source.tries_max, source.window_s),
-    )
 
 
 def _why_not(ctx: Context, user: User | None, *, matches: bool) -> Refusal | None:
