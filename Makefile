@@ -16,7 +16,7 @@ unexport VIRTUAL_ENV UV_PYTHON UV_PROJECT_ENVIRONMENT
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help setup run test lint format docs bench soak lock compose-env clean
+.PHONY: help setup run test lint format docs bench lock compose-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -42,11 +42,8 @@ format: setup ## lay the code out and mend what ruff can mend
 docs: setup ## write the pages of docs/ that follow from code
 	@$(BIN)/python -m docs.generate
 
-bench: setup ## measure requests, hashing and the relay
+bench: setup ## measure every operation, and sign-in beside the bare hash
 	@$(BIN)/python -m benchmarks $(ARGS)
-
-soak: setup ## run the long tests under load and faults
-	@$(BIN)/pytest -m soak --timeout 3600 $(ARGS)
 
 lock: $(BIN)/uv ## remake requirements/ from pyproject.toml (UPGRADE=1 takes the newest releases)
 	@$(COMPILE) --group installer --output-file requirements/uv.txt
