@@ -1,5 +1,6 @@
 """Every setting of the program, read from the environment; all faults are reported at once."""
 
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -208,6 +209,18 @@ def read_settings(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         raise BadSettings("\n".join(_fault_line(item["loc"], item["msg"]) for item in error.errors())) from None
+
+
+def unknown_variables() -> list[str]:
+    """Variables with our prefix that are none of our settings: a typing error, or one of a later release."""
+    known = {variable_of(name) for name in Settings.model_fields} | _OTHERS
+    ours = (
+        name for name in os.environ if name.startswith("USER_SERVICE_") and not name.startswith("USER_SERVICE_DEV_")
+    )
+    return sorted(set(ours) - known)
+
+
+_OTHERS = {"USER_SERVICE_TOKEN", "USER_SERVICE_ADMIN_PASSWORD", "USER_SERVICE_SUPERVISED"}
 
 
 def _fault_line(location: tuple[int | str, ...], message: str) -> str:

@@ -25,7 +25,7 @@ from adapters.nats import AnsweringClient, connect, provision
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.redis import Redis
-from adapters.settings import Settings
+from adapters.settings import Settings, unknown_variables
 from adapters.smtp import Mailer
 from adapters.telemetry import Metrics
 from adapters.tokens import TokenMint
@@ -111,6 +111,8 @@ async def serve(
 
     Raises `Unavailable` when a server does not answer at the start, `Ended` when something is lost for good.
     """
+    for name in unknown_variables():
+        log.warning("no such setting; it is ignored", variable=name)
     closed = asyncio.Event()
 
     async def on_closed() -> None:

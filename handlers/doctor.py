@@ -14,7 +14,7 @@ from adapters.keys import BadKeys, read_keys
 from adapters.migrations import MigrationRefused, status
 from adapters.nats import differences
 from adapters.redis import Redis, RedisAway
-from adapters.settings import Settings
+from adapters.settings import Settings, unknown_variables
 from adapters.smtp import Mailer, MailUnavailable
 from handlers.app import EVENT_GROUPS
 
@@ -33,6 +33,7 @@ class Finding:
 
 async def examine(settings: Settings, nats_url: str) -> AsyncIterator[Finding]:
     """Every finding, in the order in which things depend on each other."""
+    yield _variables()
     yield _keys(settings)
     async for finding in _database(settings):
         yield finding
@@ -40,6 +41,14 @@ async def examine(settings: Settings, nats_url: str) -> AsyncIterator[Finding]:
         yield finding
     yield await _redis(settings)
     yield await _smtp(settings)
+
+
+def _variables() -> Finding:
+    unknown = unknown_variables()
+    if unknown:
+        says = f"no setting of this release: {', '.join(unknown)}"
+        return Finding("settings", False, says, "correct the name; `user-service config` lists all there are")
+    return Finding("settings", True, "all are known and valid")
 
 
 def _keys(settings: Settings) -> Finding:

@@ -1,8 +1,10 @@
 """Settings: all faults at once, each by the name of its variable; nothing secret in what is said or shown."""
 
+import os
+
 import pytest
 
-from adapters.settings import Argon2Cost, BadSettings, Rate, Settings, read_settings, variable_of
+from adapters.settings import Argon2Cost, BadSettings, Rate, Settings, read_settings, unknown_variables, variable_of
 
 GOOD = {
     "NATS_URL": "nats://worker:marker@127.0.0.1:4222",
@@ -165,3 +167,13 @@ def test_every_setting_has_a_variable_and_says_what_it_is() -> None:
     assert len(names) == len(Settings.model_fields)
     for name, field in Settings.model_fields.items():
         assert field.description, name
+
+
+def test_a_variable_that_is_no_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("USER_SERVICE_"):
+            monkeypatch.delenv(name)
+    assert unknown_variables() == []
+    for name in ("USER_SERVICE_LOGLEVEL", "USER_SERVICE_LOG_LEVEL", "USER_SERVICE_DEV_NATS_SERVER", "OTHER_THING"):
+        monkeypatch.setenv(name, "x")
+    assert unknown_variables() == ["USER_SERVICE_LOGLEVEL"]
