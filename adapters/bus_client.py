@@ -29,7 +29,7 @@ async def bus_client(url: str) -> AsyncIterator[Client]:
     try:
         await client.connect(
             url, name="user-service command line", allow_reconnect=False, connect_timeout=3, pending_size=0,
-            inbox_prefix=inbox_of(url), reconnect_time_wait=0,
+            inbox_prefix=inbox_of(url), reconnect_time_wait=0, error_cb=_quiet,
         )  # fmt: skip
     except (NatsError, OSError, TimeoutError) as error:
         raise BusFailure(f"no NATS server answers at {where(url)} ({type(error).__name__})") from error
@@ -37,6 +37,10 @@ async def bus_client(url: str) -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
+
+
+async def _quiet(_: Exception) -> None:
+    """Whoever waits for an answer is told; the library would print besides."""
 
 
 def inbox_of(url: str) -> str:
@@ -85,3 +89,5 @@ async def tail_events(client: Client, *, subject: str, from_start: bool) -> Asyn
                 yield message
         except (NatsTimeout, TimeoutError):
             continue
+        except NatsError as error:
+            raise BusFailure("the connection to NATS was closed: has the service been stopped?") from error

@@ -66,7 +66,9 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise EmbeddedFailure(f"{directory} is in use by another process (pid {holder})") from None
+            raise EmbeddedFailure(
+                f"{directory} is in use by another process (pid {holder}): stop that, or use another --data-dir"
+            ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -273,7 +273,7 @@ async def _start_requests(
     return dispatcher
 
 
-_HASHING_HINT = "set-up compiles argon2 for this processor where a C compiler is found: up to three times as many"
+_HASHING_HINT = "where set-up finds a C compiler it compiles argon2 for the processor, which makes it faster"
 
 
 async def _sample(ctx: Context) -> None:

@@ -33,6 +33,23 @@ app.add_typer(keys_app, name="keys")
 out, err = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from adapters.telemetry import release
+
+        typer.echo(release())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Accounts and sessions over NATS."""
+
+
 def main() -> None:
     """Run a command; every foreseen failure is one line on stderr and exit 1."""
     try:
@@ -84,15 +101,29 @@ def migrate(
     as_json: AsJson = False,
 ) -> None:
     """Bring the schema to this release, as its owner (DATABASE_OWNER_URL, else DATABASE_URL)."""
+    import asyncpg
+
     from adapters import migrations
+    from adapters.bus_client import where
     from adapters.postgres import role_of
 
     url = os.environ.get("DATABASE_OWNER_URL") or os.environ.get("DATABASE_URL")
+    if not url and status:
+        url = str(read_ready(None)["databaseUrl"])
     if not url:
-        raise Failure("DATABASE_OWNER_URL (or DATABASE_URL): Field required")
+        raise Failure("DATABASE_OWNER_URL (or DATABASE_URL): Field required; `make run` migrates by itself")
     app_role = role_of(os.environ.get("DATABASE_URL") or url)
 
     async def work() -> None:
+        try:
+            await act()
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise Failure(f"{role_of(url)} may not change the schema: set DATABASE_OWNER_URL to its owner's") from error
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+            said = f"PostgreSQL at {where(url)}: {type(error).__name__}"
+            raise Failure(f"{said}; start it, or correct DATABASE_OWNER_URL (role, password, database)") from error
+
+    async def act() -> None:
         if not status:
             applied = await migrations.migrate(url, app_role=app_role)
             typer.echo(json.dumps({"applied": applied}) if as_json else "\n".join(applied) or "nothing to do")
@@ -122,7 +153,11 @@ def call(
     from uuid import uuid4
 
     from adapters.bus_client import bus_client, request
+    from contracts.api import BY_SUBJECT
 
+    whole = subject if subject.startswith(("users.", "$SRV.")) else f"users.v1.{subject}"
+    if whole not in BY_SUBJECT and not whole.startswith("$SRV."):
+        raise Failure(f"there is no operation {whole}; docs/operations-table.md lists them all")
     headers = {"Request-Id": str(uuid4()), **dict(_header(line) for line in header or ())}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -132,7 +167,6 @@ def call(
     async def work() -> None:
         nonlocal refused
         async with bus_client(url) as client:
-            whole = subject if subject.startswith(("users.", "$")) else f"users.v1.{subject}"
             reply, _ = await request(client, whole, body.encode(), headers=headers, timeout_s=timeout_s)
         refused = reply.get("success") is False
         if as_json:
@@ -196,6 +230,10 @@ def events_tail(
     from adapters.bus_client import bus_client, tail_events
 
     url = nats_url_of(ready_file)
+    if not subject.startswith("users.events."):
+        raise Failure("events have subjects like users.events.v1.UserLogin.* or users.events.v1.*.<user id>")
+    if sys.stderr.isatty():
+        err.print(f"waiting for {subject}; Ctrl-C ends it", markup=False)
 
     async def work() -> None:
         left = count
@@ -258,8 +296,9 @@ def doctor(as_json: AsJson = False, ready_file: ReadyFile = None) -> None:
 @app.command()
 def config(as_json: AsJson = False) -> None:
     """Every setting with its meaning, its default, and the value in force (secrets as ***)."""
-    with suppress(BadSettings):
-        settings: Settings | None = read_settings()
+    settings: Settings | None = None
+    with suppress(BadSettings):  # what is wrong or missing shows by its own row
+        settings = read_settings()
     rows = []
     for name, field in Settings.model_fields.items():
         default = "none" if field.is_required() else str(field.default)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import structlog
 
 from adapters.bus_client import BusFailure, bus_client, request
 from adapters.embedded import Addresses, EmbeddedServers
-from adapters.embedded_state import write_private
+from adapters.embedded_state import EmbeddedFailure, port_is_free, write_private
 from adapters.hashing import Hasher
 from adapters.keys import Keys, read_keys, write_keys
 from adapters.mail_sink import MailSink
@@ -58,6 +59,7 @@ class Ready:
 
 async def dev(data_dir: Path, ready_file: Path, *, stop: asyncio.Event, say: Callable[[str], None]) -> None:
     """Serve until `stop`. Raises `EmbeddedFailure` with one clear line when something cannot be started."""
+    _require_free_port(os.environ.get("HTTP_PORT"))
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(EmbeddedServers(data_dir, log=log.info))
         ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - of a run that was killed; nothing is served yet
@@ -78,6 +80,8 @@ async def dev(data_dir: Path, ready_file: Path, *, stop: asyncio.Event, say: Cal
         pages = link_pages(_asking(servers.addresses.nats_urls["gateway"]))
 
         async def on_ready(port: int | None) -> None:
+            if stop.is_set():
+                return
             ready = Ready(servers.addresses, sink.url, mail_dir, f"http://127.0.0.1:{port}", admin_password)
             write_private(ready_file, ready.as_json())
             say(greeting(ready, ready_file))
@@ -85,10 +89,19 @@ async def dev(data_dir: Path, ready_file: Path, *, stop: asyncio.Event, say: Cal
         await serve(settings, keys, GROUPS, stop=stop, on_ready=on_ready, pages=pages)
 
 
+def _require_free_port(wanted: str | None) -> None:
+    """Said at once, before anything is started for nothing."""
+    if not wanted:
+        return
+    if not wanted.isascii() or not wanted.isdigit() or not 0 < int(wanted) < 65536:
+        raise EmbeddedFailure("HTTP_PORT is no port number; leave it out for a free one")
+    if not port_is_free(int(wanted)):
+        raise EmbeddedFailure(f"HTTP_PORT {wanted} is taken; set another, or leave it out for a free one")
+
+
 def _settings(servers: EmbeddedServers, sink: MailSink) -> Settings:
     """The environment's settings, with the embedded servers in the place of others."""
-    wanted = os.environ.get("HTTP_PORT")
-    port = int(wanted) if wanted and wanted.isdigit() else servers.state.port("http")
+    port = os.environ.get("HTTP_PORT") or servers.state.port("http")
     found = servers.addresses
     return read_settings(
         nats_url=found.nats_worker_url,
@@ -141,8 +154,9 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 def greeting(ready: Ready, ready_file: Path) -> str:
     """What the terminal says when everything serves: where, and what to paste first."""
+    email = f"ada-{secrets.token_hex(2)}@example.com"  # the data outlives a stop: a fixed one would soon be taken
     body = (
-        '{"email":"ada@example.com","password":"Analytical-Engine-1843",'
+        f'{{"email":"{email}","password":"Analytical-Engine-1843",'
         '"firstName":"Ada","lastName":"Lovelace","acceptTerms":true}'
     )
     found = ready.addresses
@@ -159,6 +173,6 @@ user-service is ready.
 
 Try it from another terminal in this folder:
 
-  .venv/bin/user-service call users.v1.auth.register '{body}'
-  .venv/bin/user-service dev mail --last --link
+  .venv/bin/user-service call auth.register '{body}'
+  .venv/bin/user-service dev mail --last --link      (a link to open in a browser)
 """

@@ -24,12 +24,13 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
     from handlers.vitals import PortTaken
 
     ready = (ready_file or data_dir / "ready.json").absolute()
-    set_up_logs(level=os.environ.get("USER_SERVICE_LOG_LEVEL", "warning"), environment="development")
+    set_up_logs(level=os.environ.get("USER_SERVICE_LOG_LEVEL", "info"), environment="development")
 
     async def work() -> None:
         from handlers.dev import dev as serve_dev
 
         await serve_dev(data_dir.absolute(), ready, stop=stop_on_signals(), say=typer.echo)
+        typer.echo(f"stopped; the data is kept in {data_dir}")
 
     try:
         run_to_end(work())
@@ -41,7 +42,9 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
 
 @dev_app.command("mail")
 def dev_mail(
-    last: Annotated[bool, typer.Option("--last", help="The newest mail alone.")] = False,
+    last: Annotated[
+        bool, typer.Option("--last", help="The newest mail alone; with --link, the newest that has one.")
+    ] = False,
     link: Annotated[bool, typer.Option("--link", help="Print the links alone.")] = False,
     token: Annotated[bool, typer.Option("--token", help="Print the links' tokens alone.")] = False,
     ready_file: ReadyFile = None,
@@ -52,15 +55,15 @@ def dev_mail(
     paths = stored_mails(Path(str(read_ready(ready_file)["mailDir"])))
     if not paths:
         raise Failure("no mail has come yet")
+    if link or token:
+        found = [text for path in paths if (text := (link_of if link else token_of)(read_mail(path)))]
+        if not found:
+            raise Failure("no mail with a link has come yet")
+        typer.echo("\n".join(found[-1:] if last else found))
+        return
     for path in paths[-1:] if last else paths:
         mail = read_mail(path)
-        if link or token:
-            found = link_of(mail) if link else token_of(mail)
-            if found is None and last:
-                raise Failure("the newest mail has no link")
-            if found:
-                typer.echo(found)
-        elif last:
+        if last:
             body = mail.get_body(("plain",))
             typer.echo(f"From: {mail['From']}\nTo: {mail['To']}\nSubject: {mail['Subject']}\n")
             typer.echo(body.get_content() if body else "")

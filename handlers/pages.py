@@ -27,6 +27,7 @@ button{{font:inherit;padding:.6em 1.4em;border:0;border-radius:.4em;background:#
 </style>
 <h1>{title}</h1>{body}</html>"""
 _TOKEN_CHARS_MAX = 256
+_ADVICE = "The link may have been used already, or its time is over: ask for a new mail."
 _FORM_BYTES_MAX = 1024
 
 
@@ -42,7 +43,7 @@ def _page(path: str, title: str, subject: str, ask: Ask) -> BaseRoute:
         reply = await ask(subject, {"token": await _posted_token(request)})
         if reply.get("success"):
             return _answer("Done", "<p>Your address is verified. You can close this page.</p>", 200)
-        return _answer("That did not work", f"<p>{html.escape(_message(reply))}</p>", 400)
+        return _answer("That did not work", f"<p>{html.escape(_message(reply))} {_ADVICE}</p>", 400)
 
     return Route(path, show, methods=["GET", "POST"])
 

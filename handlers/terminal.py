@@ -46,7 +46,8 @@ def read_ready(ready_file: Path | None) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise Failure(f"no running `user-service dev` found ({path} cannot be read), and no NATS_URL is set") from error
+        advice = "start it with `make run`, or name its --ready-file; for other servers set NATS_URL"
+        raise Failure(f"no `user-service dev` runs here ({path.absolute()} cannot be read): {advice}") from error
     return found
 
 

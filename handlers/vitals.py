@@ -143,7 +143,7 @@ async def http_server(routes: list[BaseRoute], *, host: str, port: int) -> Async
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise PortTaken(f"HTTP port {port} on {host} is taken ({error.strerror})") from error
+        raise PortTaken(f"HTTP port {port} on {host} is taken: set HTTP_PORT to another ({error.strerror})") from error
     config = uvicorn.Config(
         Starlette(routes=routes), lifespan="off", log_config=None, access_log=False, server_header=False,
         limit_concurrency=100, timeout_graceful_shutdown=2,
