@@ -24,7 +24,8 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
     from handlers.vitals import PortTaken
 
     ready = (ready_file or data_dir / "ready.json").absolute()
-    set_up_logs(level=os.environ.get("USER_SERVICE_LOG_LEVEL", "info"), environment="development")
+    form = os.environ.get("USER_SERVICE_LOG_FORMAT", "auto")
+    set_up_logs(os.environ.get("USER_SERVICE_LOG_LEVEL", "info"), "development", form)
 
     async def work() -> None:
         from handlers.dev import dev as serve_dev
