@@ -56,6 +56,16 @@ async def status(url: str) -> list[Migration]:
         await connection.close(timeout=5)
 
 
+async def require_current(url: str) -> None:
+    """Raise `MigrationRefused` for a schema that this release cannot work on."""
+    try:
+        waiting = [migration.name for migration in await status(url) if migration.applied_at is None]
+    except asyncpg.InsufficientPrivilegeError:
+        waiting = ["schema_migrations cannot be read"]
+    if waiting:
+        raise MigrationRefused(f"the schema is too old ({waiting[0]}); run `user-service migrate` as its owner")
+
+
 async def migrate(url: str, *, app_role: str, wait_s: float = 30, lock_timeout_ms: int = 5000) -> list[str]:
     """Apply what waits, as the schema's owner; returns the names applied. Safe to run many times at once."""
     connection = await asyncpg.connect(url, timeout=5, server_settings={"application_name": "user-service migrate"})

@@ -41,13 +41,15 @@ class PersonalData:
 
     def seal(self, wrapped: str, user_id: UUID | None, value: object, *, place: str) -> str:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
-        return encrypt(self._open(wrapped, user_id or NOBODY), text.encode(), f"{place}:{user_id or NOBODY}")
+        owner = user_id or NOBODY
+        return f"v1.user.{encrypt(self._open(wrapped, owner), text.encode(), f'{place}:{owner}')}"
 
     def open(self, wrapped: str | None, user_id: UUID | None, sealed: str | None, *, place: str) -> object:
         """The value, or None where there was none or its key is destroyed."""
         if wrapped is None or sealed is None:
             return None
-        plain = decrypt(self._open(wrapped, user_id or NOBODY), sealed, f"{place}:{user_id or NOBODY}")
+        owner = user_id or NOBODY
+        plain = decrypt(self._open(wrapped, owner), sealed.rpartition(".")[2], f"{place}:{owner}")
         return json.loads(plain)
 
     def _open(self, wrapped: str, user_id: UUID) -> bytes:

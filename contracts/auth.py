@@ -1,12 +1,18 @@
 """Registration, sign-in and tokens: `users.v1.auth.*`."""
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from contracts.operations import Caller, Limit, Operation
 from contracts.users import Tokens, User
-from contracts.wire import Email, Empty, PersonName, Secret, Token, Wire
+from contracts.wire import Broken, Email, Empty, PersonName, Secret, Token, Wire
+
+
+def _accepted(terms: bool) -> bool:
+    if not terms:
+        raise Broken("not_accepted", "The terms must be accepted.")
+    return terms
 
 
 class Register(Wire):
@@ -16,7 +22,7 @@ class Register(Wire):
     password: Secret
     first_name: PersonName
     last_name: PersonName
-    accept_terms: Literal[True]
+    accept_terms: Annotated[bool, AfterValidator(_accepted)]
 
 
 class Registered(Wire):

@@ -9,20 +9,20 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from contracts.operations import Caller, Operation
 from contracts.users import Language, Profile, PublicProfile, Theme
-from contracts.wire import DisplayName, PersonName, Text, Wire, not_null
+from contracts.wire import Broken, DisplayName, PersonName, Text, Wire, not_null
 
 _HTTPS = re.compile(r"https://[^\s/?#@\\<>\"']+\.[^\s/?#@\\<>\"']+([/?#][^\s<>\"'\\]*)?")
 
 
 def _https_address(text: str) -> str:
     if not _HTTPS.fullmatch(text) or not text.isprintable():
-        raise ValueError("must be an https address")
+        raise Broken("not_https", "This is no https address.")
     return text
 
 
 def _iana_zone(text: str) -> str:
     if text not in available_timezones():
-        raise ValueError("must be an IANA time zone")
+        raise Broken("not_a_timezone", "This is no IANA time zone.")
     return text
 
 
@@ -72,7 +72,7 @@ class UpdateProfile(Wire):
     @classmethod
     def _no_control_characters(cls, text: str | None) -> str | None:
         if text is not None and any(char != "\n" and not char.isprintable() for char in text):
-            raise ValueError("must not hold control characters")
+            raise Broken("control_characters", "Control characters are not allowed.")
         return text
 
 

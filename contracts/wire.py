@@ -64,6 +64,14 @@ class ErrorCode(Enum):
         self.message = message
 
 
+class Broken(ValueError):
+    """A field breaks a rule: a stable code to rely on, and our own words, which never repeat what was sent."""
+
+    def __init__(self, code: str, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+
 def _rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
@@ -74,7 +82,7 @@ Timestamp = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
 
 def _of_our_times(at: datetime) -> datetime:
     if not 1970 <= at.year < 9000:
-        raise ValueError("must lie between 1970 and 9000")
+        raise Broken("out_of_range", "This time lies out of range.")
     return at
 
 
@@ -140,11 +148,11 @@ class Empty(Wire):
 def _storable(text: str) -> str:
     """Refuse what PostgreSQL and UTF-8 cannot hold, here instead of deep inside."""
     if "\x00" in text:
-        raise ValueError("must not hold a NUL character")
+        raise Broken("malformed_text", "This text holds a NUL character.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("must be well-formed Unicode") from error
+        raise Broken("malformed_text", "This text is not well-formed Unicode.") from error
     return text
 
 
@@ -168,7 +176,7 @@ def _one_address(text: str) -> str:
         and all(len(label) <= 63 and "_" not in label and _LABEL.fullmatch(label) for label in labels)
     )
     if not good:
-        raise ValueError("not_an_address")
+        raise Broken("not_an_address", "This is not exactly one mail address.")
     return address
 
 
@@ -184,11 +192,11 @@ def _person_name(text: str) -> str:
     """Letters of any script with marks, digits and ' - . , : what a mail may print without carrying a message."""
     name = re.sub(" +", " ", unicodedata.normalize("NFC", text)).strip()
     if not any(char.isalpha() for char in name):
-        raise ValueError("must hold a letter")
+        raise Broken("not_a_name", "A name holds at least one letter.")
     if not all(unicodedata.category(char)[0] in "LM" or char.isdecimal() or char in _NAME_EXTRAS for char in name):
-        raise ValueError("letters, digits, spaces and ' - . , only")
+        raise Broken("not_a_name", "A name holds letters, digits, spaces and ' - . , only.")
     if _LOOKS_LIKE_ADDRESS.search(name):
-        raise ValueError("must not look like an address")
+        raise Broken("not_a_name", "A name must not look like an address.")
     return name
 
 
@@ -199,14 +207,14 @@ DisplayName = Annotated[Text, StringConstraints(max_length=100), AfterValidator(
 def _bounded_secret(value: SecretStr) -> SecretStr:
     text = _storable(value.get_secret_value())
     if not 1 <= len(text.encode()) <= 1024:
-        raise ValueError("must be 1 to 1024 bytes")
+        raise Broken("wrong_length", "Use 1 to 1024 bytes.")
     return value
 
 
 def _only_text(value: object) -> object:
     """SecretStr would take numbers in lax mode; a password is a string or nothing."""
     if not isinstance(value, str | SecretStr):
-        raise ValueError("must be a string")
+        raise Broken("wrong_type", "This value has the wrong type or form.")
     return value
 
 
@@ -217,7 +225,7 @@ Secret = Annotated[SecretStr, BeforeValidator(_only_text), AfterValidator(_bound
 def _bounded_token(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if not (1 <= len(text) <= 4096 and text.isascii() and text.isprintable()):
-        raise ValueError("must be 1 to 4096 visible ASCII characters")
+        raise Broken("malformed", "Use 1 to 4096 visible ASCII characters.")
     return value
 
 
@@ -228,7 +236,7 @@ Token = Annotated[SecretStr, BeforeValidator(_only_text), AfterValidator(_bounde
 def not_null(value: object) -> object:
     """For fields of an update that may be absent (unchanged) but have nothing to be cleared to."""
     if value is None:
-        raise ValueError("must not be null")
+        raise Broken("not_null", "This field cannot be cleared.")
     return value
 
 

@@ -21,6 +21,7 @@ from adapters.hashing import Hasher
 from adapters.idempotency import IdempotencyKeys
 from adapters.keys import Keys
 from adapters.limits import Limits
+from adapters.migrations import require_current
 from adapters.nats import AnsweringClient, connect, provision
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -142,6 +143,7 @@ async def _build(
 ) -> Means:
     metrics = Metrics()
     database = await Database.connect(settings)
+    await require_current(settings.database_url.get_secret_value())
     stack.push_async_callback(database.close)
     redis = Redis(settings.redis)
     stack.push_async_callback(redis.close)

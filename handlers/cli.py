@@ -187,6 +187,7 @@ def create_admin(
 ) -> None:
     """Make an account with the role admin; the password is asked for, or read from USER_SERVICE_ADMIN_PASSWORD."""
     from adapters.hashing import Hasher
+    from adapters.migrations import require_current
     from adapters.personal_data import PersonalData
     from adapters.postgres import Database
     from handlers.operators import NewAdmin, Unacceptable, checked
@@ -205,6 +206,7 @@ def create_admin(
     async def work() -> None:
         database = await Database.connect(settings, name="user-service create-admin")
         try:
+            await require_current(settings.database_url.get_secret_value())
             hasher = Hasher(settings.argon2, threads=1, waiting_max=1)
             made = await make_admin(database, PersonalData(keys), hasher, admin)
         finally:

@@ -9,13 +9,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import structlog
 
 from adapters.bus_client import BusFailure, bus_client, request
 from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_state import EmbeddedFailure, port_is_free, write_private
 from adapters.hashing import Hasher
-from adapters.keys import Keys, read_keys, write_keys
+from adapters.keys import BadKeys, Keys, read_keys, write_keys
 from adapters.mail_sink import MailSink
 from adapters.migrations import migrate
 from adapters.personal_data import PersonalData
@@ -72,8 +73,8 @@ async def dev(data_dir: Path, ready_file: Path, *, stop: asyncio.Event, say: Cal
             MailSink(mail_dir, "dev", servers.state.secret("smtp"), servers.state.port("smtp"))
         )
         settings = _settings(servers, sink)
-        keys = _keys(data_dir)
         await migrate(servers.addresses.database_owner_url, app_role=role_of(servers.addresses.database_url))
+        keys = await _keys(data_dir, servers.addresses.database_url)
         admin_password = f"{servers.state.secret('admin')}-Aa1"
         await _make_admin(settings, keys, admin_password)
 
@@ -116,11 +117,25 @@ def _settings(servers: EmbeddedServers, sink: MailSink) -> Settings:
     )
 
 
-def _keys(data_dir: Path) -> Keys:
+async def _keys(data_dir: Path, database_url: str) -> Keys:
+    """The keys of this data, made with it: fresh ones could not open what is there."""
     path = data_dir / "keys.json"
-    if not path.exists():
-        write_keys(path)
-    return read_keys(path)
+    try:
+        if not path.exists() and not await _holds_users(database_url):
+            write_keys(path)
+        return read_keys(path)
+    except BadKeys as error:
+        raise EmbeddedFailure(
+            f"{path} is gone or damaged, and the data cannot be read without it: restore it"
+        ) from error
+
+
+async def _holds_users(database_url: str) -> bool:
+    connection = await asyncpg.connect(database_url, timeout=5, command_timeout=5)
+    try:
+        return bool(await connection.fetchval("SELECT EXISTS (SELECT 1 FROM user_keys)"))
+    finally:
+        await connection.close(timeout=5)
 
 
 async def _make_admin(settings: Settings, keys: Keys, password: str) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from contracts.operations import Operation
-from contracts.wire import Detail, Error, ErrorCode, Meta, Page, Wire
+from contracts.wire import Broken, Detail, Error, ErrorCode, Meta, Page, Wire
 from domain.refusals import (
     AccountLocked,
     DeadlineExceeded,
@@ -42,7 +42,7 @@ _FAULT_CODES: dict[str, tuple[str, str]] = {
     "model_type": ("not_an_object", "The body must be a JSON object."),
     "string_too_short": ("too_short", "This value is too short."),
     "string_too_long": ("too_long", "This value is too long."),
-    "too_long": ("too_many", "There are too many items."),
+    "too_long": ("too_long", "This value is too long."),
     "literal_error": ("not_allowed", "This value is not one of those allowed."),
     "greater_than_equal": ("too_small", "This number is too small."),
     "less_than_equal": ("too_large", "This number is too large."),
@@ -198,9 +198,11 @@ def _faults(found: Iterable[ErrorDetails]) -> Iterable[Fault]:
     for item in found:
         field = ".".join(str(part) for part in item["loc"] if not _is_union_arm(part))
         kind = item["type"]
-        if kind == "value_error":
-            words = str(item.get("ctx", {}).get("error", "is not valid"))
-            yield Fault(field, re.sub(r"[^a-z]+", "_", words.lower()).strip("_")[:40], f"This value {words}.")
+        said = item.get("ctx", {})
+        if isinstance(said.get("error"), Broken):
+            yield Fault(field, said["error"].code, str(said["error"]))
+        elif kind == "too_long" and said.get("field_type") == "List":
+            yield Fault(field, "too_many", "There are too many items.")
         elif kind in _FAULT_CODES:
             yield Fault(field, *_FAULT_CODES[kind])
         elif _WRONG_TYPE.fullmatch(kind):
