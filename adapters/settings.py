@@ -49,7 +49,7 @@ def _named(name: str) -> AliasChoices:
 
 
 class Settings(BaseSettings):
-    """Names are final (`contract.md` 6); a name without `USER_SERVICE_` is one that others share."""
+    """Names are final: others rely on them. One without `USER_SERVICE_` is shared with other programs."""
 
     model_config = SettingsConfigDict(
         env_prefix="USER_SERVICE_", extra="ignore", frozen=True, hide_input_in_errors=True, populate_by_name=True
