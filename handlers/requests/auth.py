@@ -251,7 +251,7 @@ async def _record_refusal(
         await work.users.save(user)
     await work.audit(
         AuditRow(
-            action="login_failed",
+            action="login_refused",
             success=False,
             at=at,
             user_id=user.id if user else None,

@@ -186,7 +186,7 @@ async def test_the_audit_log_filters_and_pages(client: Gateway) -> None:
     user_id, access = found["user"]["id"], await client.admin()
     for _ in range(3):
         await client.call("auth.login", email=found["user"]["email"], password="Wrong-Password-1")
-    query: dict[str, Any] = {"userId": user_id, "action": "login_failed", "success": False}
+    query: dict[str, Any] = {"userId": user_id, "action": "login_refused", "success": False}
     whole = await client.call("admin.audit-logs.list", access=access, **query, limit=100)
     mine = [row["id"] for row in whole.data]
     assert len(mine) >= 3
