@@ -8,7 +8,7 @@ from typing import TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+from structlog.typing import EventDict, WrappedLogger
 
 SERVICE = "user-service"
 
@@ -84,8 +84,6 @@ def set_up_logs(level: str, environment: str, form: str = "auto", stream: TextIO
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
-
-Logger = FilteringBoundLogger
 
 _FINE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 

@@ -183,7 +183,10 @@ _SHOW = f"SELECT {_USER}, {_PROFILE} {_FROM} WHERE u.id = $1 AND u.status <> 'de
 async def account_of(connection: Connection, user_id: UUID) -> Account | None:
     """A user and its profile now; None for unknown and deleted ones."""
     row = await connection.fetchrow(_SHOW, user_id)
-    return None if row is None else Account(user_view(_user(row)), profile_view(_user(row), row["profile_updated_at"]))
+    if row is None:
+        return None
+    user = _user(row)
+    return Account(user_view(user), profile_view(user, row["profile_updated_at"]))
 
 
 def user_view(user: User) -> UserView:

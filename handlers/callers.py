@@ -5,6 +5,7 @@ from uuid import UUID
 from adapters.postgres import Connection
 from adapters.sessions import standing_of
 from adapters.unit_of_work import UnitOfWork
+from contracts.api import BY_SUBJECT
 from contracts.operations import Caller as Wanted
 from contracts.operations import Operation, Permission
 from domain.permissions import PERMISSIONS
@@ -67,11 +68,11 @@ async def lock_caller(ctx: Context, work: UnitOfWork, call: Call) -> User:
     return user
 
 
-async def require_permission(ctx: Context, connection: Connection, call: Call, permission: Permission) -> None:
-    """What an operator may do, by the rows as they stand now. Raises `BadToken` or `Forbidden`."""
-    caller = call.signed_in
+async def require_permission(ctx: Context, connection: Connection, call: Call) -> None:
+    """The permission of the call's operation, by the rows as they stand now. Raises `BadToken` or `Forbidden`."""
+    caller, wanted = call.signed_in, BY_SUBJECT[call.subject].caller
     stands = await standing_of(connection, caller.user_id, caller.session_id)
     if stands is None or not stands.is_live(ctx.now()):
         raise BadToken
-    if permission.value not in PERMISSIONS[stands.role]:
+    if not isinstance(wanted, Permission) or wanted.value not in PERMISSIONS[stands.role]:
         raise Forbidden

@@ -7,7 +7,6 @@ from adapters.sessions import sessions_of
 from adapters.user_list import list_users
 from adapters.users import account_of, security_of
 from contracts.admin import AuditPage, GetUser, ListAuditLogs, ListUsers, UserPage, UserShown
-from contracts.operations import Permission
 from contracts.wire import Wire
 from domain.refusals import NotFound
 from handlers.callers import require_permission
@@ -17,7 +16,7 @@ from handlers.context import Call, Context, Handlers
 async def users_list(ctx: Context, call: Call, request: ListUsers) -> UserPage:
     """A page of users."""
     async with ctx.database.connection() as connection:
-        await require_permission(ctx, connection, call, Permission.USERS_READ)
+        await require_permission(ctx, connection, call)
         users, pagination = await list_users(connection, request)
         await add_audit_row(connection, ctx.personal, call.trail, _look(ctx, "users_listed", request))
     return UserPage(items=users, pagination=pagination)
@@ -26,7 +25,7 @@ async def users_list(ctx: Context, call: Call, request: ListUsers) -> UserPage:
 async def users_get(ctx: Context, call: Call, request: GetUser) -> UserShown:
     """One account, from the database: an operator must not act on what a cache remembers."""
     async with ctx.database.connection() as connection:
-        await require_permission(ctx, connection, call, Permission.USERS_READ)
+        await require_permission(ctx, connection, call)
         account = await account_of(connection, request.user_id)
         if account is None:
             raise NotFound
@@ -39,7 +38,7 @@ async def users_get(ctx: Context, call: Call, request: GetUser) -> UserShown:
 async def audit_logs_list(ctx: Context, call: Call, request: ListAuditLogs) -> AuditPage:
     """A page of the audit log."""
     async with ctx.database.connection() as connection:
-        await require_permission(ctx, connection, call, Permission.AUDIT_READ)
+        await require_permission(ctx, connection, call)
         entries, pagination = await list_audit_rows(connection, ctx.personal, request)
         await add_audit_row(connection, ctx.personal, call.trail, _look(ctx, "audit_log_listed", request))
     return AuditPage(items=entries, pagination=pagination)
