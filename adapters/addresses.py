@@ -1,6 +1,7 @@
 """When two mail addresses are one: a single function decides, and its result is the unique key in the database."""
 
 import unicodedata
+from functools import lru_cache
 
 import idna
 
@@ -15,10 +16,14 @@ def email_key(address: str) -> str:
     """
     local, _, domain = address.rpartition("@")
     try:
-        ascii_domain = idna.encode(domain, uts46=True, transitional=False).decode().lower()
+        return f"{_folded(local)}@{_ascii(domain)}"
     except (idna.IDNAError, UnicodeError):
         raise InvalidInput([Fault("email", "not_an_address", "The domain is not valid.")]) from None
-    return f"{_folded(local)}@{ascii_domain}"
+
+
+@lru_cache(maxsize=1000)
+def _ascii(domain: str) -> str:
+    return idna.encode(domain, uts46=True, transitional=False).decode().lower()
 
 
 def _folded(text: str) -> str:

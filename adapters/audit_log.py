@@ -1,5 +1,6 @@
 """The audit log: rows from events, and rows without one (refusals, reads by admins, operators' acts)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -34,24 +35,39 @@ class AuditRow:
 _ADD = """
 INSERT INTO audit_logs (id, event_id, user_id, actor_id, action, resource, resource_id, details, personal, ip_address,
     user_agent, success, request_id, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT (event_id) DO NOTHING"""
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::jsonb[],
+    $9::text[], $10::text[], $11::text[], $12::boolean[], $13::text[], $14::timestamptz[])
+ON CONFLICT (event_id) DO NOTHING"""
 
 
 async def add_audit_row(connection: Connection, personal: PersonalData, trail: Trail, row: AuditRow) -> None:
-    """Write a row in the caller's transaction; one from an event is written once, however often it is delivered.
+    """Write one row in the caller's transaction."""
+    await add_audit_rows(connection, personal, [(trail, row)])
+
+
+async def add_audit_rows(
+    connection: Connection, personal: PersonalData, rows: Sequence[tuple[Trail, AuditRow]]
+) -> None:
+    """Write rows in the caller's transaction; one from an event is written once, however often it is delivered.
 
     Personal parts of an erased user are left out: there is no key to keep them under.
     """
+    wrapped = await personal.keys_of(connection, {row.user_id for _, row in rows})
+    values = [_values(personal, wrapped.get(row.user_id), trail, row) for trail, row in rows]
+    await connection.execute(_ADD, *(list(column) for column in zip(*values, strict=True)))
+
+
+def _values(personal: PersonalData, wrapped: str | None, trail: Trail, row: AuditRow) -> tuple[object, ...]:
+    """The columns of `_ADD`."""
     id = uuid_utils.uuid7()
-    wrapped = await personal.key_of(connection, row.user_id)
 
     def sealed(value: object, column: str) -> str | None:
         if value in (None, {}) or wrapped is None:
             return None
         return personal.seal(wrapped, row.user_id, value, place=f"audit_logs.{column}:{id}")
 
-    await connection.execute(
-        _ADD, id, row.event_id, row.user_id, trail.actor_id, row.action, row.resource, row.resource_id, row.details,
+    return (
+        id, row.event_id, row.user_id, trail.actor_id, row.action, row.resource, row.resource_id, row.details,
         sealed(row.personal, "personal"), sealed(trail.ip, "ip_address"), sealed(trail.user_agent, "user_agent"),
         row.success, trail.request_id, row.at,
     )  # fmt: skip

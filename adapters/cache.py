@@ -5,7 +5,8 @@ that loaded an older row before cannot put it back. Who a caller is (`Standing`)
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -36,6 +37,21 @@ for i = 2, #KEYS do
   known = tonumber(known or '0')
   if version > known or (version == known and (written ~= generation or #body == 0)) then
     redis.call('SET', KEYS[i], generation .. ':' .. version .. ':' .. ARGV[2 * i], 'EX', ARGV[2 * i - 1])
+  end
+end
+return {}
+"""
+# Leave a floor for each user: two keys, and a version with two lifetimes in ARGV.
+_DROP = """
+local generation = redis.call('GET', KEYS[1]) or '0'
+for i = 2, #KEYS do
+  local version, seconds = tonumber(ARGV[2 * i - 3]), ARGV[2 * i - 2]
+  local there = redis.call('GET', KEYS[i])
+  local written, known, body = nil, nil, nil
+  if there then written, known, body = string.match(there, '^(%d+):(%d+):(.*)$') end
+  known = tonumber(known or '0')
+  if version > known or (version == known and (written ~= generation or #body == 0)) then
+    redis.call('SET', KEYS[i], generation .. ':' .. version .. ':', 'EX', seconds)
   end
 end
 return {}
@@ -101,7 +117,7 @@ class SharedCache:
     async def get(self, user_id: UUID) -> tuple[Account | None, str]:
         """The account, if both parts stand there at one version, and the generation to put it back under."""
         try:
-            generation, user, profile = await self._redis.get_many(_keys(user_id))
+            generation, user, profile = await self._redis.get_many([_GENERATION, *_keys(user_id)])
         except RedisAway:
             self.misses += 1
             return None, ""
@@ -114,22 +130,24 @@ class SharedCache:
         return account, current
 
     async def put(self, account: Account, generation: str) -> None:
-        if generation:
-            bodies = (account.user.model_dump_json(by_alias=True), account.profile.model_dump_json(by_alias=True))
-            await self._write(account.user.id, account.user.version, generation, bodies)
+        if not generation:
+            return
+        user, profile = account.user.model_dump_json(by_alias=True), account.profile.model_dump_json(by_alias=True)
+        with suppress(RedisAway):
+            await self._redis.run(
+                _PUT,
+                [_GENERATION, *_keys(account.user.id)],
+                [account.user.version, generation, USER_SECONDS, user, PROFILE_SECONDS, profile],
+            )
 
-    async def drop(self, user_id: UUID, version: int) -> bool:
-        """Leave the version as a floor; False while Redis is away."""
+    async def drop(self, versions: Mapping[UUID, int]) -> bool:
+        """Leave these versions as floors; False while Redis is away."""
+        keys, args = [_GENERATION], list[str | int | float]()
+        for user_id, version in versions.items():
+            keys += _keys(user_id)
+            args += [version, USER_SECONDS, version, PROFILE_SECONDS]
         try:
-            generation, *_ = await self._redis.get_many(_keys(user_id))
-        except RedisAway:
-            return False
-        return await self._write(user_id, version, (generation or b"0").decode(), ("", ""))
-
-    async def _write(self, user_id: UUID, version: int, generation: str, bodies: tuple[str, str]) -> bool:
-        args: list[str | int | float] = [version, generation, USER_SECONDS, bodies[0], PROFILE_SECONDS, bodies[1]]
-        try:
-            await self._redis.run(_PUT, _keys(user_id), args)
+            await self._redis.run(_DROP, keys, args)
         except RedisAway:
             return False
         return True
@@ -144,7 +162,7 @@ class SharedCache:
 
 
 def _keys(user_id: UUID) -> list[str]:
-    return [_GENERATION, f"user:{user_id}", f"profile:{user_id}"]
+    return [f"user:{user_id}", f"profile:{user_id}"]
 
 
 def _account(generation: str, user: bytes | None, profile: bytes | None) -> Account | None:

@@ -57,45 +57,45 @@ def _without_erased(event: Event) -> set[str] | None:
     return {"erased"} if event.erased is None else None
 
 
-_APPEND = """
-WITH appended AS (
+APPEND = """
+appended AS (
     INSERT INTO events (aggregate_id, occurred_at, metadata, traceparent, id, version, type, data, personal)
     SELECT $1, $2, $3, $4, row.*
     FROM unnest($5::uuid[], $6::integer[], $7::text[], $8::jsonb[], $9::text[])
         AS row (id, version, type, data, personal)
+    WHERE EXISTS (SELECT FROM changed)
     ORDER BY 6
     RETURNING position, version
 )
-INSERT INTO outbox (position, user_id, version) SELECT position, $1, version FROM appended
-"""
+INSERT INTO outbox (position, user_id, version) SELECT position, $1, version FROM appended RETURNING version"""
+"""The end of a statement that changes a user (`WITH changed AS (… RETURNING id), …`) and appends its events in the same
+round trip. Its first nine values are those of `EventLog.values_of`; no events, no rows."""
 
 
 class EventLog:
-    """Appends inside a transaction; one statement for all events of a save."""
+    """Makes rows of events; they are appended by the statement that changes their user."""
 
-    def __init__(self, connection: Connection, personal: PersonalData, trail: Trail) -> None:
-        self._connection = connection
+    def __init__(self, personal: PersonalData, trail: Trail) -> None:
         self._personal = personal
         self._trail = trail
 
-    async def append(
-        self, user_id: UUID, events: Sequence[DomainEvent], *, first_version: int, wrapped_key: str, at: datetime
-    ) -> None:
-        """Append a user's events; the first gets `first_version`, the user's row lock is held."""
+    def values_of(
+        self, user_id: UUID, events: Sequence[DomainEvent], *, last_version: int, wrapped_key: str, at: datetime
+    ) -> tuple[object, ...]:
+        """The values of `APPEND`: the last event gets `last_version`; the user's row lock is held."""
         ids = [uuid_utils.uuid7() for _ in events]
         split = [self._split(event, id, wrapped_key) for event, id in zip(events, ids, strict=True)]
         trail = self._trail
         metadata = Metadata(
             request_id=trail.request_id, actor_id=trail.actor_id, session_id=trail.session_id, locale=trail.locale
         )
-        await self._connection.execute(
-            _APPEND,
+        return (
             user_id,
             at,
             metadata.model_dump(mode="json", by_alias=True),
             trail.traceparent,
             ids,
-            list(range(first_version, first_version + len(events))),
+            list(range(last_version - len(events) + 1, last_version + 1)),
             [type(event).__name__ for event in events],
             [data for data, _ in split],
             [personal for _, personal in split],
@@ -113,16 +113,28 @@ class EventLog:
 
 _COLUMNS = """e.position, e.id, e.aggregate_id, e.version, e.type, e.occurred_at, e.data, e.personal, e.metadata,
     e.traceparent, k.wrapped FROM events e LEFT JOIN user_keys k ON k.user_id = e.aggregate_id"""
-_GET = f"SELECT {_COLUMNS} WHERE e.id = $1"
+_GET = f"SELECT {_COLUMNS} WHERE e.id = ANY($1)"
 _UNSENT = f"""
 SELECT {_COLUMNS} JOIN outbox o ON o.position = e.position
 WHERE o.user_id = ANY($1) ORDER BY e.aggregate_id, e.version LIMIT $2"""
 
 
-async def event_by_id(connection: Connection, personal: PersonalData, event_id: UUID) -> StoredEvent | None:
-    """An event as it stands, or None for an id that is none of ours."""
-    row = await connection.fetchrow(_GET, event_id)
-    return None if row is None else _stored(row, personal)
+Unreadable = CannotOpen | ValueError
+"""Why an event that is there cannot be read: its key is missing here, or its row is of another shape."""
+
+
+async def events_by_id(
+    connection: Connection, personal: PersonalData, event_ids: Sequence[UUID]
+) -> dict[UUID, StoredEvent | Unreadable]:
+    """Events as they stand, without those whose id is none of ours."""
+    return {row["id"]: _readable(row, personal) for row in await connection.fetch(_GET, event_ids)}
+
+
+def _readable(row: asyncpg.Record, personal: PersonalData) -> StoredEvent | Unreadable:
+    try:
+        return _stored(row, personal)
+    except (CannotOpen, ValueError) as error:
+        return error
 
 
 async def unsent_events(
@@ -137,11 +149,12 @@ async def unsent_events(
     for row in await connection.fetch(_UNSENT, user_ids, events_max):
         if row["aggregate_id"] in stuck:
             continue
-        try:
-            found.append(_stored(row, personal))
-        except (CannotOpen, ValueError) as error:
+        read = _readable(row, personal)
+        if isinstance(read, StoredEvent):
+            found.append(read)
+        else:
             stuck.add(row["aggregate_id"])
-            log.error("an event cannot be read", eventId=str(row["id"]), error=type(error).__name__)
+            log.error("an event cannot be read", eventId=str(row["id"]), error=type(read).__name__)
     return found
 
 
@@ -169,6 +182,8 @@ def is_same(stored: StoredEvent, subject_user: str, subject_type: str, body: byt
     event = stored.event
     if (subject_type, subject_user) != (event.type, str(event.aggregate_id)):
         return False
+    if body == stored.body:
+        return True
     try:
         said, known = _OBJECT.validate_json(body), _OBJECT.validate_json(stored.body)
     except ValueError:

@@ -1,5 +1,6 @@
 """What each group has done with each event: done once, tried so often, or dead."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -34,19 +35,21 @@ class Letter:
     created_at: datetime
 
 
-async def is_done(connection: Connection, group: str, event_id: UUID) -> bool:
-    """Has the group dealt with this event before?"""
-    found = await connection.fetchval("SELECT true FROM inbox WHERE group_name = $1 AND event_id = $2", group, event_id)
-    return bool(found)
+async def done_among(connection: Connection, group: str, event_ids: Sequence[UUID]) -> set[UUID]:
+    """Which of these events has the group dealt with before?"""
+    rows = await connection.fetch(
+        "SELECT event_id FROM inbox WHERE group_name = $1 AND event_id = ANY($2)", group, event_ids
+    )
+    return {row["event_id"] for row in rows}
 
 
-async def mark_done(connection: Connection, group: str, event_id: UUID, outcome: str) -> bool:
-    """Record an outcome, in the transaction of the effect where it has one; False when it was there before."""
-    added = await connection.fetchval(
-        "INSERT INTO inbox (group_name, event_id, outcome) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true",
-        group, event_id, outcome,
+async def mark_done(connection: Connection, group: str, outcomes: Mapping[UUID, str]) -> None:
+    """Record what has become of events; what was recorded before stays as it is."""
+    await connection.execute(
+        "INSERT INTO inbox (group_name, event_id, outcome) SELECT $1, * FROM unnest($2::uuid[], $3::text[]) "
+        "ON CONFLICT DO NOTHING",
+        group, list(outcomes), list(outcomes.values()),
     )  # fmt: skip
-    return bool(added)
 
 
 async def record_attempt(
@@ -63,23 +66,25 @@ async def record_attempt(
 
 _ADD_LETTER = """
 INSERT INTO dead_letters (id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body,
-    headers, attempts, deliveries, stream_sequence)
+    headers, attempts, deliveries, stream, stream_sequence)
 SELECT $1, $2, $3, 1 + (SELECT count(*) FROM dead_letters WHERE group_name = $2 AND event_id = $3), $4, $5, $6, $7, $8,
     $9, $10, $11, coalesce((SELECT jsonb_agg(jsonb_build_object('attempt', attempt, 'error', error, 'message', message,
         'trace', trace, 'at', at) ORDER BY attempt)
         FROM delivery_attempts WHERE group_name = $2 AND event_id = $3), '[]'),
-    $12, $13
+    $12, $13, $14
 ON CONFLICT DO NOTHING"""
 
 
 async def add_letter(
     connection: Connection, *, group: str, event_id: UUID, user_id: UUID | None, event_type: str, reason: str,
-    error: str, message: str, subject: str, body: bytes, headers: dict[str, str], deliveries: int, stream_sequence: int,
+    error: str, message: str, subject: str, body: bytes, headers: dict[str, str], deliveries: int, stream: str,
+    stream_sequence: int,
 ) -> None:  # fmt: skip
     """Write the letter of a delivery, once: the same delivery handed out again adds none."""
     await connection.execute(
         _ADD_LETTER, uuid_utils.uuid7(), group, event_id, user_id, event_type, reason, error,
-        message[:MESSAGE_CHARS_MAX], subject, body, headers, deliveries, stream_sequence,
+        message[:MESSAGE_CHARS_MAX], subject, body, headers, deliveries, stream,
+        stream_sequence,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -37,8 +37,6 @@ _DAYS_90 = 90 * 86_400
 _RESERVED_BYTES = 8 * 1024
 ACK_WAIT_S = 15
 """How long the deliveries of a worker that died lie still; one that lives says so three times in it."""
-FETCHES = {"email": 4, "audit": 32, "cache": 32}
-"""Deliveries a group of this process has in work at once: what it fetches together, so that none waits in a queue."""
 UNACKED_MAX = 2000
 """Far more than are in work: those that wait out a pause count too, and must not stand in the others' way."""
 SPARE_DELIVERIES = 4
@@ -138,7 +136,7 @@ def error_reporter(name: str, on_gap: Callable[[], None] = lambda: None) -> Call
 
 
 def connection_options(settings: Settings, *, name: str) -> dict[str, Any]:
-    """How every connection of this program behaves, ours and FastStream's."""
+    """How every connection of this program behaves."""
     return {
         "servers": settings.nats_url.get_secret_value(),
         "name": f"user-service {name}",
@@ -165,13 +163,15 @@ def require_fits(client: Client, body: bytes, headers: Mapping[str, str]) -> Non
         raise MessageTooLarge(f"{size} bytes")
 
 
-async def send(client: Client, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> bool:
+async def send(
+    client: Client, subject: str, body: bytes, headers: Mapping[str, str] | None = None, *, reply: str = ""
+) -> bool:
     """Publish now or not at all; False when the link is down. Raises `MessageTooLarge`."""
     require_fits(client, body, headers or {})
     if not client.is_connected:
         return False
     try:
-        await client.publish(subject, body, headers=dict(headers) if headers else None)
+        await client.publish(subject, body, reply=reply, headers=dict(headers) if headers else None)
     except (ConnectionClosedError, OutboundBufferLimitError, Error):
         return False
     return True
@@ -198,16 +198,38 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
     )
 
 
-def consumer_config(settings: Settings, group: str) -> ConsumerConfig:
-    """How a group's durable consumer must be."""
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """Where a group takes its messages from: the events, or what is replayed to it alone."""
+
+    group: str
+    stream: str
+    name: str
+    subject: str
+
+
+def durables(groups: Sequence[str]) -> list[Durable]:
+    """Two for each group."""
+    return [
+        durable
+        for group in groups
+        for durable in (
+            Durable(group, EVENTS_STREAM, group, "users.events.v1.>"),
+            Durable(group, REPLAYS_STREAM, f"{group}-replay", f"users.replay.{group}.>"),
+        )
+    ]
+
+
+def consumer_config(settings: Settings, durable: Durable) -> ConsumerConfig:
+    """How a durable consumer must be."""
     return ConsumerConfig(
-        durable_name=group,
+        durable_name=durable.name,
         deliver_policy=DeliverPolicy.ALL,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=ACK_WAIT_S,
         max_deliver=settings.delivery_attempts + SPARE_DELIVERIES,
         max_ack_pending=UNACKED_MAX,
-        filter_subject="users.events.v1.>",
+        filter_subject=durable.subject,
     )
 
 
@@ -220,16 +242,13 @@ class Difference:
     found: object
 
 
-async def provision(js: JetStreamContext, settings: Settings, groups: tuple[str, ...]) -> None:
-    """Create or update streams and durables, read them back and compare; raises `Unavailable` on a difference.
-
-    FastStream would take any durable of the right name, whatever its figures: so they are made here.
-    """
+async def provision(js: JetStreamContext, settings: Settings, groups: Sequence[str]) -> None:
+    """Create or update streams and durables, read them back and compare; raises `Unavailable` on a difference."""
     async with asyncio.timeout(20):
         for config in stream_configs(settings):
             await _ensure_stream(js, config)
-        for group in groups:
-            await _ensure_consumer(js, consumer_config(settings, group))
+        for durable in durables(groups):
+            await _ensure_consumer(js, durable.stream, consumer_config(settings, durable))
     for difference in await differences(js, settings, groups):
         log.error("jetstream differs", what=difference.what, wanted=difference.wanted, found=difference.found)
         raise Unavailable
@@ -246,18 +265,18 @@ async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
         await js.update_stream(config)
 
 
-async def _ensure_consumer(js: JetStreamContext, config: ConsumerConfig) -> None:
+async def _ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:
     assert config.durable_name  # noqa: S101 - ours, a few lines up
     try:
-        found = (await js.consumer_info(EVENTS_STREAM, config.durable_name)).config
+        found = (await js.consumer_info(stream, config.durable_name)).config
     except NotFoundError:
-        await js.add_consumer(EVENTS_STREAM, config)
+        await js.add_consumer(stream, config)
         return
     if _consumer_differences(config, found):
-        await js.add_consumer(EVENTS_STREAM, replace(config, deliver_policy=found.deliver_policy))
+        await js.add_consumer(stream, replace(config, deliver_policy=found.deliver_policy))
 
 
-async def differences(js: JetStreamContext, settings: Settings, groups: tuple[str, ...]) -> list[Difference]:
+async def differences(js: JetStreamContext, settings: Settings, groups: Sequence[str]) -> list[Difference]:
     """Every figure of streams and durables that is not what this release wants."""
     found: list[Difference] = []
     for config in stream_configs(settings):
@@ -265,12 +284,12 @@ async def differences(js: JetStreamContext, settings: Settings, groups: tuple[st
             found += _stream_differences(config, (await js.stream_info(str(config.name))).config)
         except NotFoundError:
             found.append(Difference(f"stream {config.name}", "present", "missing"))
-    for group in groups:
-        wanted = consumer_config(settings, group)
+    for durable in durables(groups):
+        wanted = consumer_config(settings, durable)
         try:
-            found += _consumer_differences(wanted, (await js.consumer_info(EVENTS_STREAM, group)).config)
+            found += _consumer_differences(wanted, (await js.consumer_info(durable.stream, durable.name)).config)
         except NotFoundError:
-            found.append(Difference(f"consumer {group}", "present", "missing"))
+            found.append(Difference(f"consumer {durable.name}", "present", "missing"))
     return found
 
 
@@ -290,6 +309,16 @@ def _compare(what: str, wanted: object, found: object, names: tuple[str, ...]) -
         for name in names
         if getattr(wanted, name) is not None and getattr(wanted, name) != getattr(found, name)
     ]
+
+
+async def pull(client: Client, durable: Durable, *, inbox: str, messages_max: int, expires_s: float) -> bool:
+    """Ask for a durable's next messages, to an inbox; False when the link is down.
+
+    They come as they are there, at most so many, until the pull expires; a message with a `Status` header ends it early
+    (ADR-13).
+    """
+    asked = json.dumps({"batch": messages_max, "expires": int(expires_s * 1e9)}).encode()
+    return await send(client, f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}", asked, reply=inbox)
 
 
 async def last_message(js: JetStreamContext, subject: str) -> tuple[int, str | None]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Set
 from uuid import UUID
 
 from adapters.bounded import BoundedDict
@@ -21,23 +22,25 @@ class PersonalData:
         self._keys = keys
         self._opened: BoundedDict[str, bytes] = BoundedDict(_CACHED_MAX)
 
-    async def make_key(self, connection: Connection, user_id: UUID) -> str:
-        """Store a fresh key for a user, in the transaction that makes the user; returns it wrapped."""
-        wrapped = self._keys.seal("personal", os.urandom(32), place=_place(user_id))
-        await connection.execute("INSERT INTO user_keys (user_id, wrapped) VALUES ($1, $2)", user_id, wrapped)
-        return wrapped
+    def new_key(self, user_id: UUID) -> str:
+        """A fresh key for a user, wrapped: to be stored with the user."""
+        return self._keys.seal("personal", os.urandom(32), place=_place(user_id))
 
-    async def key_of(self, connection: Connection, user_id: UUID | None) -> str | None:
-        """The wrapped key of a user, or None once erased; that of `NOBODY` is made when first needed."""
-        owner = user_id or NOBODY
-        wrapped = await connection.fetchval("SELECT wrapped FROM user_keys WHERE user_id = $1", owner)
-        if wrapped is None and user_id is None:
-            fresh = self._keys.seal("personal", os.urandom(32), place=_place(NOBODY))
-            await connection.execute(
-                "INSERT INTO user_keys (user_id, wrapped) VALUES ($1, $2) ON CONFLICT DO NOTHING", NOBODY, fresh
-            )
-            wrapped = await connection.fetchval("SELECT wrapped FROM user_keys WHERE user_id = $1", NOBODY)
-        return None if wrapped is None else str(wrapped)
+    async def keys_of(self, connection: Connection, user_ids: Set[UUID | None]) -> dict[UUID | None, str]:
+        """The wrapped keys of users, without those that are erased; that of `NOBODY` is made when first needed."""
+        owners = [user_id or NOBODY for user_id in user_ids]
+        rows = await connection.fetch("SELECT user_id, wrapped FROM user_keys WHERE user_id = ANY($1)", owners)
+        found: dict[UUID, str] = {row["user_id"]: row["wrapped"] for row in rows}
+        if None in user_ids and NOBODY not in found:
+            found[NOBODY] = await self._key_of_nobody(connection)
+        return {user_id: found[user_id or NOBODY] for user_id in user_ids if (user_id or NOBODY) in found}
+
+    async def _key_of_nobody(self, connection: Connection) -> str:
+        await connection.execute(
+            "INSERT INTO user_keys (user_id, wrapped) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            NOBODY, self.new_key(NOBODY),
+        )  # fmt: skip
+        return str(await connection.fetchval("SELECT wrapped FROM user_keys WHERE user_id = $1", NOBODY))
 
     def seal(self, wrapped: str, user_id: UUID | None, value: object, *, place: str) -> str:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)

@@ -53,6 +53,7 @@ class Database:
                 command_timeout=statement_ms / 1000 + 1,
                 max_inactive_connection_lifetime=30,
                 init=_prepare,
+                reset=_leave_as_it_is,
                 server_settings={
                     "application_name": name,
                     "statement_timeout": str(statement_ms),
@@ -127,6 +128,11 @@ class translated_errors:  # noqa: N801 - reads as a statement where it is used
 
 async def _prepare(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec("jsonb", encoder=_dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def _leave_as_it_is(_: asyncpg.Connection) -> None:
+    """Nothing of ours outlives its transaction (no `SET`, `LISTEN`, cursor or session lock), so giving a connection
+    back needs no round trip; a transaction that was left open the library ends by itself."""
 
 
 def _dumps(value: object) -> str:

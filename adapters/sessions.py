@@ -17,8 +17,12 @@ WITH opened AS (
     INSERT INTO user_sessions (id, user_id, refresh_token_hash, device_info, ip_address, user_agent, remember_me, amr,
         auth_time, expires_at, created_at, last_active_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $9, $9) RETURNING id
+), token AS (
+    INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, $10 FROM opened
 )
-INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, $10 FROM opened"""
+SELECT id FROM user_sessions WHERE user_id = $2 AND ended_at IS NULL AND expires_at > $9
+ORDER BY created_at DESC, id DESC OFFSET $11"""
+# The last part sees the sessions as they were before: the new one stands in front of them.
 _PRESENTED = """
 SELECT t.session_id, t.used_at, t.used_by, t.expires_at, t.successor_hash, t.successor_sealed,
        next.used_at IS NOT NULL AS successor_used
@@ -38,9 +42,6 @@ DEVICES_MAX = 20
 _FORGET_DEVICES = """
 DELETE FROM device_tokens WHERE hash IN (
     SELECT hash FROM device_tokens WHERE user_id = $1 ORDER BY created_at DESC, hash OFFSET $2)"""
-_OLDEST_PAST = """
-SELECT id FROM user_sessions WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2
-ORDER BY created_at DESC, id DESC OFFSET $3"""
 _STANDING = """
 SELECT u.id, u.email, u.role, u.status, u.version, s.id AS session_id, s.ended_at IS NOT NULL AS ended, s.expires_at
 FROM users u JOIN user_sessions s ON s.user_id = u.id WHERE u.id = $1 AND s.id = $2"""
@@ -68,11 +69,14 @@ class Sessions:
         device_info: dict[str, str],
         ip: str | None,
         user_agent: str | None,
-    ) -> None:
-        await self._connection.execute(
+        cap: int,
+    ) -> list[UUID]:
+        """Store a session with its first refresh token; returns the oldest ones beyond the user's newest `cap`."""
+        past = await self._connection.fetch(
             _OPEN, session.id, session.user_id, token_hash, device_info, ip, user_agent, session.remember_me,
-            list(session.amr), session.auth_time, session.expires_at,
+            list(session.amr), session.auth_time, session.expires_at, cap - 1,
         )  # fmt: skip
+        return [row["id"] for row in past]
 
     async def get(self, session_id: UUID) -> Session | None:
         row = await self._connection.fetchrow(
@@ -106,25 +110,14 @@ class Sessions:
 
     async def end(self, session_ids: Sequence[UUID], *, reason: str, at: datetime) -> list[UUID]:
         """End sessions; returns those that were not over before. The one way in which a session ends early."""
+        if not session_ids:
+            return []
         rows = await self._connection.fetch(
             "UPDATE user_sessions SET ended_at = $2, end_reason = $3 "
             "WHERE id = ANY($1) AND ended_at IS NULL RETURNING id",
             list(session_ids), at, reason,
         )  # fmt: skip
         return [row["id"] for row in rows]
-
-    async def past_cap(self, user_id: UUID, *, cap: int, at: datetime) -> list[UUID]:
-        """The oldest live sessions beyond the newest `cap`."""
-        return [row["id"] for row in await self._connection.fetch(_OLDEST_PAST, user_id, at, cap)]
-
-    async def knows_device(self, user_id: UUID, token_hash: bytes, *, at: datetime) -> bool:
-        found = await self._connection.fetchval(
-            "SELECT true FROM device_tokens WHERE hash = $1 AND user_id = $2 AND expires_at > $3",
-            token_hash,
-            user_id,
-            at,
-        )
-        return bool(found)
 
     async def add_device(self, user_id: UUID, token_hash: bytes, *, at: datetime, lifetime: timedelta) -> None:
         """Know a device from here on; past the newest few of a user the oldest are forgotten."""

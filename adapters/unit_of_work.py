@@ -30,7 +30,7 @@ class UnitOfWork:
         self._trail = trail
         self._keep_reply = keep_reply
         self._transaction = connection.transaction()
-        self.users = Users(connection, personal, EventLog(connection, personal, trail))
+        self.users = Users(connection, personal, EventLog(personal, trail))
         self.sessions = Sessions(connection)
         self.links = Links(connection)
         self.commit_begun = False

@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from adapters.addresses import email_key
-from adapters.event_log import EventLog
+from adapters.event_log import APPEND, EventLog
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from contracts.admin import Security
@@ -27,23 +27,27 @@ _FROM = "FROM users u JOIN user_profiles p ON p.user_id = u.id"
 _LOCK = f"""
 SELECT {_USER}, {_PROFILE}, k.wrapped {_FROM} JOIN user_keys k ON k.user_id = u.id
 WHERE u.id = $1 AND u.status <> 'deleted' FOR UPDATE OF u, p"""
-_ADD = """
-WITH added AS (
+# A taken address adds nothing at all, no event either.
+_ADD = f"""
+WITH changed AS (
     INSERT INTO users (id, email, email_key, password_hash, first_name, last_name, role, status, email_verified,
         last_password_change, revision, version, created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, 'active', $8, $9, $10, $11, $12, $12)
+    VALUES ($1, $10, $11, $12, $13, $14, $15, 'active', $16, $17, $18, $19, $2, $2)
     ON CONFLICT (email_key) DO NOTHING RETURNING id
 ), profile AS (
-    INSERT INTO user_profiles (user_id, created_at, updated_at) SELECT id, $12, $12 FROM added
+    INSERT INTO user_profiles (user_id, created_at, updated_at) SELECT id, $2, $2 FROM changed
 ), head AS (
-    INSERT INTO relay_heads (user_id) SELECT id FROM added
-)
-SELECT count(*) FROM added"""
-_SAVE = """
-UPDATE users SET email_verified = $2, failed_login_attempts = $3, last_login_at = $4, first_name = $5, last_name = $6,
-    revision = $7, version = $8, updated_at = $9, role = $10, status = $11, password_hash = $12,
-    last_password_change = $13
-WHERE id = $1"""
+    INSERT INTO relay_heads (user_id) SELECT id FROM changed
+), key AS (
+    INSERT INTO user_keys (user_id, wrapped) SELECT id, $20 FROM changed
+), {APPEND}"""
+_SAVE = f"""
+WITH changed AS (
+    UPDATE users SET updated_at = $2, email_verified = $10, failed_login_attempts = $11, last_login_at = $12,
+        first_name = $13, last_name = $14, revision = $15, version = $16, role = $17, status = $18, password_hash = $19,
+        last_password_change = $20
+    WHERE id = $1 RETURNING id
+), {APPEND}"""
 _SAVE_PROFILE = """
 UPDATE user_profiles SET display_name = $2, bio = $3, website_url = $4, location = $5, timezone = $6, language = $7,
     theme = $8, notifications_email = $9, notifications_push = $10, notifications_sms = $11, social_links = $12,
@@ -74,26 +78,26 @@ class Users:
 
     async def add(self, user: User) -> bool:
         """Insert a new user with its events; False when its address is taken."""
+        self._wrapped[user.id] = self._personal.new_key(user.id)
         added = await self._connection.fetchval(
-            _ADD, user.id, user.email, email_key(user.email), user.password_hash, user.first_name, user.last_name,
-            user.role, user.email_verified, user.last_password_change, user.revision, user.version, user.created_at,
+            _ADD, *self._events(user), user.email, email_key(user.email), user.password_hash, user.first_name,
+            user.last_name, user.role, user.email_verified, user.last_password_change, user.revision, user.version,
+            self._wrapped[user.id],
         )  # fmt: skip
-        if not added:
-            return False
-        self._wrapped[user.id] = await self._personal.make_key(self._connection, user.id)
-        await self._append(user)
-        return True
+        if added:
+            self._written(user)
+        return bool(added)
 
     async def save(self, user: User) -> None:
         """Write the locked row and append its events; their versions follow the row's."""
-        await self._connection.execute(
-            _SAVE, user.id, user.email_verified, user.failed_logins, user.last_login_at, user.first_name,
-            user.last_name, user.revision, user.version, user.updated_at, user.role, user.status, user.password_hash,
+        await self._connection.fetchval(
+            _SAVE, *self._events(user), user.email_verified, user.failed_logins, user.last_login_at, user.first_name,
+            user.last_name, user.revision, user.version, user.role, user.status, user.password_hash,
             user.last_password_change,
         )  # fmt: skip
         if user.profile != self._profiles[user.id]:
             await self._save_profile(user)
-        await self._append(user)
+        self._written(user)
 
     async def _save_profile(self, user: User) -> None:
         profile = user.profile
@@ -103,18 +107,19 @@ class Users:
             profile.notifications["push"], profile.notifications["sms"], profile.social_links, user.updated_at,
         )  # fmt: skip
 
-    async def _append(self, user: User) -> None:
-        if not user.recorded:
-            return
-        await self._log.append(
+    def _events(self, user: User) -> tuple[object, ...]:
+        return self._log.values_of(
             user.id,
             user.recorded,
-            first_version=user.version - len(user.recorded) + 1,
+            last_version=user.version,
             wrapped_key=self._wrapped[user.id],
             at=user.updated_at,
         )
-        user.recorded.clear()
-        self.touched[user.id] = user.version
+
+    def _written(self, user: User) -> None:
+        if user.recorded:
+            user.recorded.clear()
+            self.touched[user.id] = user.version
 
 
 def _user(row: Row) -> User:
@@ -159,14 +164,29 @@ class Credentials:
 
     user_id: UUID
     password_hash: str
+    device_known: bool
 
 
-async def credentials_of(connection: Connection, key: str) -> Credentials | None:
+_CREDENTIALS = """
+SELECT u.id, u.password_hash, EXISTS (
+    SELECT FROM device_tokens d WHERE d.hash = $2 AND d.user_id = u.id AND d.expires_at > $3
+) FROM users u WHERE u.email_key = $1 AND u.status <> 'deleted'"""
+
+
+async def credentials_of(
+    connection: Connection, key: str, *, device_hash: bytes | None, at: datetime
+) -> Credentials | None:
+    """Whose address this key is, and whether they have been seen on this device; None for an unknown address."""
+    row = await connection.fetchrow(_CREDENTIALS, key, device_hash, at)
+    return None if row is None else Credentials(*row)
+
+
+async def owner_of(connection: Connection, key: str) -> UUID | None:
     """Whose address this key is, or None; read without a lock."""
-    row = await connection.fetchrow(
-        "SELECT id, password_hash FROM users WHERE email_key = $1 AND status <> 'deleted'", key
+    owner: UUID | None = await connection.fetchval(
+        "SELECT id FROM users WHERE email_key = $1 AND status <> 'deleted'", key
     )
-    return None if row is None else Credentials(row["id"], row["password_hash"])
+    return owner
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Long-lived loops live in one task group: if one dies, the process ends and says 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from adapters.idempotency import IdempotencyKeys
 from adapters.keys import Keys
 from adapters.limits import Limits
 from adapters.migrations import require_current
-from adapters.nats import AnsweringClient, connect, provision
+from adapters.nats import AnsweringClient, connect, durables, provision
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.redis import Redis
@@ -41,6 +41,7 @@ from handlers.events.audit import Audit
 from handlers.events.cache import Cache
 from handlers.events.email import Email
 from handlers.freshness import Freshness
+from handlers.groups import Taker, watch
 from handlers.jobs import clear_away
 from handlers.once import Once
 from handlers.relay import Relay
@@ -193,45 +194,54 @@ async def _start_events(
         loops.start(means.relay.run(), "relay")
     if "jobs" in groups:
         loops.start(clear_away(means.database), "jobs")
-    deliverers = _deliverers(stack, loops, means, [group for group in EVENT_GROUPS if group in groups])
-    if not deliverers:
+    wanted = [group for group in EVENT_GROUPS if group in groups]
+    if not wanted:
         return _nothing
-    from handlers.groups import make_broker, watch
-
-    broker = make_broker(means.settings, deliverers, on_closed=on_closed)
-    stack.push_async_callback(broker.stop)
-    await broker.start()
-    loops.start(watch(means.bus.jetstream(), means.settings, deliverers, means.metrics), "watch")
+    client = await connect(means.settings, name="groups", on_closed=on_closed)
+    stack.push_async_callback(_close, client)
+    deliverers = _deliverers(stack, loops, means, wanted)
+    takers = [Taker(client, durable, deliverers[durable.group].deliver) for durable in durables(wanted)]
+    for taker in takers:
+        await taker.start()
+        loops.start(taker.run(), taker.durable.name)
+    loops.start(watch(means.bus.jetstream(), means.settings, takers, means.metrics), "watch")
     loops.start(means.announcer.run(), "letters")
-    return broker.stop
+
+    async def hand_back() -> None:
+        await asyncio.gather(*(taker.stop() for taker in takers))
+
+    return hand_back
 
 
 def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Sequence[str]) -> dict[str, Deliverer]:
-    handlers: dict[str, Mapping[str, EventHandler] | EventHandler] = {}
+    handlers: dict[str, tuple[EventHandler, EventHandler]] = {}
     if "email" in groups:
         settings = means.settings
         mailer = Mailer(
             settings.smtp_url.get_secret_value(), sender=settings.mail_from, allow_plaintext=settings.allow_plaintext
         )
         stack.push_async_callback(mailer.close)
-        handlers["email"] = Email(means.database, mailer, settings, now).handlers
+        email = Email(means.database, mailer, settings, now)
+        handlers["email"] = email.handle, email.handle_replayed
     if "audit" in groups:
-        handlers["audit"] = Audit(means.database, means.personal).handle
+        audit = Audit(means.database, means.personal)
+        handlers["audit"] = audit.handle, audit.handle
     if "cache" in groups:
         cache = Cache(means.shared_cache)
-        handlers["cache"] = cache.handle
+        handlers["cache"] = cache.handle, cache.handle
         loops.start(_every_second(cache.catch_up), "cache")
     return {
         group: Deliverer(
             group,
-            handler,
+            handle,
+            handle_replayed,
             means.database,
             means.personal,
             means.metrics,
             pauses_s=means.settings.delivery_pauses,
             wake_announcer=means.announcer.wake,
         )
-        for group, handler in handlers.items()
+        for group, (handle, handle_replayed) in handlers.items()
     }
 
 

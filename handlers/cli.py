@@ -12,7 +12,16 @@ from rich.console import Console
 
 from adapters.settings import BadSettings, Settings, read_settings, variable_of
 from handlers.dev_commands import dev_app
-from handlers.terminal import AsJson, Failure, ReadyFile, nats_url_of, read_ready, run_to_end, stop_on_signals
+from handlers.terminal import (
+    AsJson,
+    Failure,
+    ReadyFile,
+    keep_hashing_memory,
+    nats_url_of,
+    read_ready,
+    run_to_end,
+    stop_on_signals,
+)
 
 if TYPE_CHECKING:
     from adapters.keys import Keys
@@ -68,6 +77,7 @@ def run(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, under one supervisor.")] = 1,
 ) -> None:
     """Run the service, or some of its groups, on the servers that the environment names."""
+    keep_hashing_memory()
     from adapters.telemetry import set_up_logs
     from handlers.app import GROUPS, Ended, serve
     from handlers.delivery import GroupIsSilent

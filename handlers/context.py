@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -89,15 +90,17 @@ class Call:
 
 def device_info(user_agent: str | None, device_id: str | None) -> dict[str, str]:
     """Family names of browser, system and device, for show only."""
+    info = {} if device_id is None else {"deviceId": device_id}
+    return info | _families(user_agent or "")
+
+
+@lru_cache(maxsize=1000)
+def _families(user_agent: str) -> dict[str, str]:
     import ua_parser
 
-    info = {} if device_id is None else {"deviceId": device_id}
-    if user_agent:
-        parsed = ua_parser.parse(user_agent)
-        for name, part in (("browser", parsed.user_agent), ("os", parsed.os), ("device", parsed.device)):
-            if part is not None:
-                info[name] = part.family[:60]
-    return info
+    parsed = ua_parser.parse(user_agent)
+    parts = (("browser", parsed.user_agent), ("os", parsed.os), ("device", parsed.device))
+    return {name: part.family[:60] for name, part in parts if part is not None}
 
 
 Handler = Callable[["Context", Call, Any], Awaitable[Wire]]

@@ -10,7 +10,7 @@ import random
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -19,13 +19,14 @@ import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from adapters.event_log import StoredEvent, event_by_id, is_same
-from adapters.inbox import add_letter, is_done, mark_done, record_attempt
-from adapters.keys import CannotOpen
-from adapters.nats import ACK_WAIT_S
+from adapters.event_log import StoredEvent, Unreadable, events_by_id, is_same
+from adapters.gathering import Gathering
+from adapters.inbox import add_letter, done_among, mark_done, record_attempt
+from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.telemetry import Metrics
+from adapters.turns import Turns
 from domain.refusals import Overloaded, Stale, Unavailable
 
 log = structlog.get_logger()
@@ -59,7 +60,12 @@ class Delivery:
     user_id: UUID | None
     event_type: str
     number: int
+    stream: str
     stream_sequence: int
+
+    @property
+    def is_replay(self) -> bool:
+        return self.stream == REPLAYS_STREAM
 
     @classmethod
     def of(cls, message: Msg) -> "Delivery":
@@ -72,17 +78,19 @@ class Delivery:
             _uuid(parts[-1]),
             _token(parts[3]) if len(parts) == 5 else "unknown",
             place.num_delivered,
+            place.stream,
             sequence,
         )
 
 
 class Deliverer:
-    """Delivers one group's events to its handlers."""
+    """Delivers events to one group, whichever way they come: as they happen, or replayed by an operator."""
 
     def __init__(
         self,
         group: str,
-        handlers: Mapping[str, EventHandler] | EventHandler,
+        handle: EventHandler,
+        handle_replayed: EventHandler,
         database: Database,
         personal: PersonalData,
         metrics: Metrics,
@@ -91,38 +99,38 @@ class Deliverer:
         wake_announcer: Callable[[], None],
     ) -> None:
         self.group = group
-        self._handlers = handlers
+        self._handle = handle
+        self._handle_replayed = handle_replayed
         self._database = database
         self._personal = personal
         self._metrics = metrics
         self._pauses_s = pauses_s
         self._wake_announcer = wake_announcer
-        self.in_work = 0
-        self.last_active = time.monotonic()
+        self._look_up = Gathering(self._look_up_all)
+        self._note = Gathering(self._note_all)
+        self._turns = Turns()
 
     async def deliver(self, message: Msg) -> None:
         """See one delivery to its end: acknowledged, put off, or buried. Never raises but for a cancellation."""
         delivery = Delivery.of(message)
         began = time.perf_counter()
-        self.in_work += 1
         outcome = "handed_back"
         beating = asyncio.create_task(_beat(message))
         try:
             outcome = await self._deliver(delivery)
         except asyncio.CancelledError:
-            await message.nak()  # the process stops: another takes it at once instead of after its ack time
+            await hand_back(message)
             raise
         finally:
             beating.cancel()
-            self.in_work -= 1
-            self.last_active = time.monotonic()
             self._metrics.deliveries.labels(self.group, outcome).inc()
             self._metrics.delivery_seconds.labels(self.group).observe(time.perf_counter() - began)
 
     async def _deliver(self, delivery: Delivery) -> str:
         while True:
             try:
-                return await self._attempt(delivery)
+                async with self._turns.of(delivery.event_id):  # a second copy waits, to find it done
+                    return await self._attempt(delivery)
             except (Unavailable, Overloaded, Stale):
                 # Our own database is away: hold on, so that its outage does not use up this event's attempts.
                 await delivery.message.in_progress()
@@ -131,22 +139,26 @@ class Deliverer:
     async def _attempt(self, delivery: Delivery) -> str:
         if delivery.number > len(self._pauses_s) + 1:
             return await self._bury(delivery, "worker_died", "WorkerDied", "every delivery ended without an answer")
-        try:
-            async with self._database.connection() as connection:
-                stored = await event_by_id(connection, self._personal, delivery.event_id)
-                done = stored is not None and await is_done(connection, self.group, delivery.event_id)
-        except (CannotOpen, ValueError) as error:  # a key is missing here; another process may have it
-            return await self._put_off(delivery, error)
-        if stored is None or not is_same(stored, str(delivery.user_id), delivery.event_type, delivery.message.data):
+        found, done = await self._look_up(delivery.event_id)
+        if isinstance(found, Unreadable):  # a key is missing here; another process may have it
+            return await self._put_off(delivery, found)
+        if found is None or not is_same(found, str(delivery.user_id), delivery.event_type, delivery.message.data):
             return await self._bury(delivery, _UNAUTHENTIC, "Unauthentic", "no event of ours says this")
         if not done:
-            return await self._do(delivery, stored)
+            return await self._do(delivery, found)
         await delivery.message.ack()
         return "already_done"
 
+    async def _look_up_all(self, event_ids: Sequence[UUID]) -> Sequence[tuple[StoredEvent | Unreadable | None, bool]]:
+        """Each event as it stands in our table, and whether the group has dealt with it before."""
+        async with self._database.connection() as connection:
+            found = await events_by_id(connection, self._personal, event_ids)
+            done = await done_among(connection, self.group, event_ids)
+        return [(found.get(event_id), event_id in done) for event_id in event_ids]
+
     async def _do(self, delivery: Delivery, stored: StoredEvent) -> str:
         try:
-            outcome = await self._handle(stored)
+            outcome = await (self._handle_replayed if delivery.is_replay else self._handle)(stored)
         except (Unavailable, Overloaded, Stale):
             raise
         except Permanent as error:
@@ -161,18 +173,14 @@ class Deliverer:
         """Until it stands, however long our database is away: the mail is out, and must not go out again for this."""
         while True:
             try:
-                async with self._database.connection() as connection:
-                    await mark_done(connection, self.group, delivery.event_id, outcome)
+                return await self._note((delivery.event_id, outcome))
             except (Unavailable, Overloaded, Stale):
                 await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))
-            else:
-                return
 
-    async def _handle(self, stored: StoredEvent) -> str:
-        if not isinstance(self._handlers, Mapping):
-            return await self._handlers(stored)
-        handler = self._handlers.get(stored.event.type)
-        return "not_for_us" if handler is None else await handler(stored)
+    async def _note_all(self, outcomes: Sequence[tuple[UUID, str]]) -> Sequence[None]:
+        async with self._database.connection() as connection:
+            await mark_done(connection, self.group, dict(outcomes))
+        return [None] * len(outcomes)
 
     async def _put_off(self, delivery: Delivery, error: Exception) -> str:
         """Remember the error; try again after a pause that grows with the attempts, or give up."""
@@ -205,6 +213,7 @@ class Deliverer:
                 body=delivery.message.data,
                 headers=dict(delivery.message.headers or {}),
                 deliveries=delivery.number,
+                stream=delivery.stream,
                 stream_sequence=delivery.stream_sequence,
             )
         await delivery.message.term()
@@ -212,6 +221,12 @@ class Deliverer:
         log.error("dead letter", group=self.group, eventId=str(delivery.event_id), reason=reason, error=error)
         self._wake_announcer()
         return "dead"
+
+
+async def hand_back(message: Msg) -> None:
+    """The process stops: another takes it at once instead of after its ack time."""
+    with suppress(NatsError):
+        await message.nak()
 
 
 async def _beat(message: Msg) -> None:

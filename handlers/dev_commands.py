@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from handlers.terminal import DEFAULT_DIR, Failure, ReadyFile, read_ready, run_to_end, stop_on_signals
+from handlers.terminal import (
+    DEFAULT_DIR,
+    Failure,
+    ReadyFile,
+    keep_hashing_memory,
+    read_ready,
+    run_to_end,
+    stop_on_signals,
+)
 
 dev_app = typer.Typer(help="Run the whole service on embedded servers, or look at its mail.")
 DataDir = Annotated[Path, typer.Option(help="Where the embedded servers keep their data.")]
@@ -17,6 +25,7 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
     """Start PostgreSQL, NATS, Valkey and a mail sink, and the whole service on them; stop with Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
+    keep_hashing_memory()
     from adapters.embedded_state import EmbeddedFailure
     from adapters.telemetry import set_up_logs
     from handlers.app import Ended

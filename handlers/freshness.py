@@ -9,7 +9,9 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from adapters.bounded import BoundedDict
 from adapters.cache import LocalCache, SharedCache
+from adapters.gathering import ITEMS_MAX
 from adapters.nats import INVALIDATE, invalidation, send, settle
 from adapters.users import Account
 from domain.session import Standing
@@ -19,7 +21,8 @@ log = structlog.get_logger()
 BEAT_S = 0.5
 LATE_S = 2.0
 _BEATS = "users.relay.beat"
-_BROADCASTS_MAX = 1000
+_UNTOLD_MAX = 10_000
+"""Beyond these the relay and the group `cache`, which say the same again, are early enough."""
 
 
 class Freshness:
@@ -43,7 +46,10 @@ class Freshness:
         self._heard = -LATE_S
         self._sent = 0
         self._lost_at = 0
-        self._broadcasts: set[asyncio.Task[None]] = set()
+        self._untold: BoundedDict[UUID, int] = BoundedDict(_UNTOLD_MAX)
+        self._undropped: BoundedDict[UUID, int] = BoundedDict(_UNTOLD_MAX)
+        self._written = asyncio.Event()
+        self._told = asyncio.Event()
 
     async def start(self) -> None:
         """Listen; the first beat that comes back makes L1 trusted."""
@@ -55,11 +61,9 @@ class Freshness:
         """Right after a commit: users and their versions now. The local drop is done when this returns."""
         for user_id, version in touched.items():
             self._drop(user_id, version)
+            self._untold[user_id] = max(version, self._untold.get(user_id, 0))
         self._wake_relay()
-        if len(self._broadcasts) < _BROADCASTS_MAX:
-            task = asyncio.create_task(self._broadcast(dict(touched)))
-            self._broadcasts.add(task)
-            task.add_done_callback(self._broadcasts.discard)
+        self._written.set()
 
     def lose_trust(self) -> None:
         """The connection was away, or dropped messages: an invalidation may have been among them.
@@ -72,6 +76,13 @@ class Freshness:
             local.clear()
 
     async def run(self) -> None:
+        """Beat, and tell of what was written, for ever."""
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._keep_beating())
+            loops.create_task(self._tell_everybody())
+            loops.create_task(self._drop_shared())
+
+    async def _keep_beating(self) -> None:
         """Send a beat, and see whether the last ones came back."""
         loop = asyncio.get_running_loop()
         while True:
@@ -82,10 +93,24 @@ class Freshness:
                 self.lose_trust()
             await asyncio.sleep(BEAT_S)
 
-    async def _broadcast(self, touched: Mapping[UUID, int]) -> None:
-        for user_id, version in touched.items():
-            await send(self._client, f"{INVALIDATE}.{user_id}", invalidation(user_id, version))
-            await self._shared.drop(user_id, version)
+    async def _tell_everybody(self) -> None:
+        while True:
+            await self._written.wait()
+            self._written.clear()
+            told, self._untold = self._untold, BoundedDict(_UNTOLD_MAX)
+            for user_id, version in told.items():
+                await send(self._client, f"{INVALIDATE}.{user_id}", invalidation(user_id, version))
+                self._undropped[user_id] = max(version, self._undropped.get(user_id, 0))
+            self._told.set()
+
+    async def _drop_shared(self) -> None:
+        """All that was written while Redis was busy with the last ones goes in one round trip."""
+        while True:
+            await self._told.wait()
+            self._told.clear()
+            while self._undropped:
+                some = min(len(self._undropped), ITEMS_MAX)
+                await self._shared.drop(dict(self._undropped.popitem(last=False) for _ in range(some)))
 
     def _drop(self, user_id: UUID, version: int) -> None:
         for local in self._locals:

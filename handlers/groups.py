@@ -1,108 +1,160 @@
-"""The event groups on FastStream, and the watch over them: a group that no longer pulls must not go unnoticed."""
+"""The event groups: each takes what its durables hand out, and a watch sees one that no longer does."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
-from faststream.middlewares import AckPolicy
-from faststream.nats import JStream, NatsBroker, PullSub
-from faststream.nats.annotations import NatsMessage
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from adapters.nats import (
-    EVENTS_STREAM,
-    FETCHES,
-    INBOX_PREFIX,
-    connection_options,
-    consumer_config,
-    error_reporter,
-    provision,
-)
+from adapters.nats import Durable, provision, pull, settle
 from adapters.settings import Settings
 from adapters.telemetry import Metrics
 from domain.refusals import Unavailable
-from handlers.delivery import Deliverer, GroupIsSilent
+from handlers.delivery import GroupIsSilent, hand_back
 
 log = structlog.get_logger()
 
+IN_WORK_MAX = 64
+"""Deliveries of a durable that a process has in work at once."""
+BREATH_S = 0.05
+"""From a message to its delivery: what comes meanwhile shares its round trips."""
+PULL_S = 2.0
+"""How long the server keeps a pull open. After a cut a new one is asked for by then."""
 WATCH_S = 2.0
 SILENT_S = 60.0
-GRACE_S = 8.0
+GRACE_S = 7.0
 """How long a stop waits for deliveries in work; what takes longer is cancelled and handed back at once."""
+_OVER = frozenset({"404", "408"})
+"""Statuses with which a pull ends in order; after any other the next one waits a little."""
 
 
-async def _as_it_is(message: NatsMessage) -> NatsMessage:
-    return message
+class Taker:
+    """Takes a durable's messages, never more than it can work on; at a stop none is left to wait out its ack time."""
+
+    def __init__(self, client: Client, durable: Durable, deliver: Callable[[Msg], Coroutine[None, None, None]]) -> None:
+        self._client = client
+        self.durable = durable
+        self._deliver = deliver
+        self._inbox = client.new_inbox()
+        self._subscription: Subscription | None = None
+        self._taken: list[Msg] = []
+        self._work: set[asyncio.Task[None]] = set()
+        self.last_active = time.monotonic()
+        self._room = asyncio.Event()
+        self._pull_over = asyncio.Event()
+        self._awaited = 0
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Listen for what the durable will hand out."""
+        self._subscription = await self._client.subscribe(self._inbox, cb=self._on_message)
+
+    async def run(self) -> None:
+        """Ask for as many as there is room for, for ever; one pull is open at a time."""
+        while not self._stopping:
+            self._room.clear()
+            room = IN_WORK_MAX - self.in_work
+            if room <= 0:
+                await self._room.wait()
+                continue
+            self._pull_over.clear()
+            self._awaited = room
+            asked = await pull(self._client, self.durable, inbox=self._inbox, messages_max=room, expires_s=PULL_S)
+            try:
+                async with asyncio.timeout(PULL_S + 1 if asked else PULL_S / 8):
+                    await self._pull_over.wait()
+            except TimeoutError:
+                continue
+
+    async def _on_message(self, message: Msg) -> None:
+        if not message.reply.startswith("$JS.ACK."):
+            await self._on_status(message)
+        elif self._stopping:
+            await hand_back(message)
+        else:
+            if not self._taken:
+                asyncio.get_running_loop().call_later(BREATH_S, self._start_work)
+            self._taken.append(message)
+            self._awaited -= 1
+            if self._awaited == 0:
+                self._pull_over.set()
+
+    async def _on_status(self, message: Msg) -> None:
+        """A pull has ended, or nobody serves the durable: the watch makes it again, if it was deleted."""
+        if (message.headers or {}).get("Status") not in _OVER:
+            await asyncio.sleep(WATCH_S / 4)
+        self._pull_over.set()
+
+    def _start_work(self) -> None:
+        taken, self._taken = self._taken, []
+        for message in taken:
+            task = asyncio.create_task(self._deliver(message))
+            self._work.add(task)
+            task.add_done_callback(self._on_done)
+
+    @property
+    def in_work(self) -> int:
+        return len(self._taken) + len(self._work)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._work.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a delivery broke off; it comes again after its ack time", exc_info=error)
+        self.last_active = time.monotonic()
+        self._room.set()
+
+    async def stop(self) -> None:
+        """Take no more, hand back what was not begun, and let end what is in work, for a while."""
+        self._stopping = True
+        if self._subscription is not None and self._client.is_connected:
+            with suppress(NatsError, TimeoutError):
+                # What is on its way comes, and is handed back.
+                await self._subscription.drain()  # type: ignore[no-untyped-call]
+        taken, self._taken = self._taken, []
+        for message in taken:
+            await hand_back(message)
+        if self._work:
+            await asyncio.wait(set(self._work), timeout=GRACE_S)
+        late = set(self._work)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=1)
+        if self._client.is_connected:
+            await settle(self._client)
 
 
-def make_broker(
-    settings: Settings, deliverers: Mapping[str, Deliverer], *, on_closed: Callable[[], Awaitable[None]]
-) -> NatsBroker:
-    """A broker with a pull subscriber for each group; streams and durables must stand already."""
-    options = connection_options(settings, name="groups")
-    broker = NatsBroker(
-        options.pop("servers"),
-        logger=None,
-        apply_types=False,
-        graceful_timeout=GRACE_S,
-        closed_cb=on_closed,
-        error_cb=error_reporter("groups"),
-        **options,
-    )
-    for group, deliverer in deliverers.items():
-        subscriber = broker.subscriber(
-            "users.events.v1.>",
-            stream=JStream(EVENTS_STREAM, declare=False),
-            durable=group,
-            config=consumer_config(settings, group),
-            # A batch runs at once and the next is fetched when all of it is done: nothing waits in a local queue.
-            pull_sub=PullSub(batch_size=FETCHES[group], timeout=5.0),
-            ack_policy=AckPolicy.MANUAL,
-            no_reply=True,
-            inbox_prefix=f"{INBOX_PREFIX}.".encode(),
-            decoder=_as_it_is,
-        )
-        subscriber(_delivering(deliverer))
-    return broker
-
-
-def _delivering(deliverer: Deliverer) -> Callable[[NatsMessage], Awaitable[None]]:
-    async def deliver(message: NatsMessage) -> None:
-        await deliverer.deliver(message.raw_message)
-
-    return deliver
-
-
-async def watch(
-    js: JetStreamContext, settings: Settings, deliverers: Mapping[str, Deliverer], metrics: Metrics
-) -> None:
+async def watch(js: JetStreamContext, settings: Settings, takers: Sequence[Taker], metrics: Metrics) -> None:
     """Look after every group for ever; raises `GroupIsSilent` for one that sleeps over its work."""
     while True:
         await asyncio.sleep(WATCH_S)
-        for group, deliverer in deliverers.items():
+        for taker in takers:
             try:
-                await _look_after(js, settings, group, deliverer, metrics)
+                await _look_after(js, settings, taker, metrics)
             except (NatsError, TimeoutError, OSError, Unavailable) as error:
-                log.warning("cannot look after a group", group=group, error=type(error).__name__)
+                log.warning("cannot look after a group", durable=taker.durable.name, error=type(error).__name__)
 
 
-async def _look_after(
-    js: JetStreamContext, settings: Settings, group: str, deliverer: Deliverer, metrics: Metrics
-) -> None:
+async def _look_after(js: JetStreamContext, settings: Settings, taker: Taker, metrics: Metrics) -> None:
     """Measure a group, and make its durable again where it was deleted: that one starts at the stream's beginning, and
     the inbox keeps it from repeating an effect."""
+    durable = taker.durable
     try:
-        info: Any = await js.consumer_info(EVENTS_STREAM, group)
+        info: Any = await js.consumer_info(durable.stream, durable.name)
     except NotFoundError:
-        log.error("a group's durable was deleted; making it again", group=group)
-        await provision(js, settings, (group,))
+        log.error("a group's durable was deleted; making it again", durable=durable.name)
+        await provision(js, settings, (durable.group,))
         return
-    metrics.consumer_pending.labels(group).set(info.num_pending or 0)
-    metrics.consumer_unacked.labels(group).set(info.num_ack_pending or 0)
-    silent_s = time.monotonic() - deliverer.last_active
-    if info.num_pending and not info.num_waiting and not deliverer.in_work and silent_s > SILENT_S:
-        raise GroupIsSilent(f"group {group} has work waiting and does not pull")
+    metrics.consumer_pending.labels(durable.name).set(info.num_pending or 0)
+    metrics.consumer_unacked.labels(durable.name).set(info.num_ack_pending or 0)
+    silent_s = time.monotonic() - taker.last_active
+    if info.num_pending and not info.num_waiting and not taker.in_work and silent_s > SILENT_S:
+        raise GroupIsSilent(f"{durable.name} has work waiting and does not pull")

@@ -12,6 +12,7 @@ from adapters.idempotency import Claim, IdempotencyKeys, Kept
 from adapters.postgres import Connection
 from adapters.sessions import token_is_unused
 from adapters.tokens import hash_of
+from adapters.turns import Turns
 from contracts.operations import Operation
 from contracts.wire import Wire
 from domain.refusals import Overloaded, Refusal, Stale, StateConflict, Unavailable
@@ -44,26 +45,20 @@ class Once:
     def __init__(self, ctx: Context, keys: IdempotencyKeys) -> None:
         self._ctx = ctx
         self._keys = keys
-        self._working: dict[tuple[str, UUID | None, str], asyncio.Event] = {}
+        self._turns = Turns()
 
     async def do(self, key: str, work: Work) -> Wire | Kept:
         """The reply of this work, or that of its first time.
 
         Raises the work's refusal, `IdempotencyKeyReused`, or `StateConflict` for secrets that may not be shown again.
         """
-        place = (work.operation.subject, work.user_id, key)
-        while place in self._working:  # another request of this process has it: its end is heard, not polled for
-            await self._working[place].wait()
-        self._working[place] = asyncio.Event()
-        try:
+        async with self._turns.of((work.operation.subject, work.user_id, key)):
             claim = await self._claim(key, work)
             if isinstance(claim, Claim):
                 return await self._carry_out(claim, work)
             if claim.success and claim.holds_secrets:  # a refusal holds none, whatever the operation
                 await self._require_showable(claim)
             return claim
-        finally:
-            self._working.pop(place).set()
 
     async def _require_showable(self, kept: Kept) -> None:
         if kept.secrets_expired or not await _is_unused(self._ctx, kept.body):

@@ -6,7 +6,9 @@ user, and publishes with a fence: the sequence at which the user's last event st
 
 import asyncio
 import itertools
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -17,6 +19,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import APIError
 
+from adapters.bounded import BoundedDict
 from adapters.event_log import StoredEvent, unsent_events
 from adapters.nats import INVALIDATE, MessageTooLarge, invalidation, last_message, require_fits, send
 from adapters.personal_data import PersonalData
@@ -30,9 +33,12 @@ log = structlog.get_logger()
 USERS_MAX = 64
 EVENTS_MAX = 512
 POLL_S = 0.5
+BREATH_S = 0.02
+"""From being woken to the next pass: what is committed meanwhile goes with it."""
 PUBLISH_S = 2.0
 PASS_S = 6.0
 """Below PostgreSQL's idle-in-transaction limit: the locks are given back by us, not taken from us."""
+_HEARD_MAX = 10_000
 _WRONG_LAST_SEQUENCE = 10071
 _FENCE_TRIES_MAX = 3
 
@@ -73,6 +79,7 @@ class Relay:
         self._metrics = metrics
         self._fence = fence
         self._woken = asyncio.Event()
+        self._heard: BoundedDict[str, int] = BoundedDict(_HEARD_MAX)
 
     def wake(self) -> None:
         """Something was committed, here or elsewhere. A hint only: the relay polls as well."""
@@ -80,7 +87,7 @@ class Relay:
 
     async def run(self) -> None:
         """Announce for ever; outages of either side are waited out. Whoever commits tells us over the bus."""
-        await self._client.subscribe(f"{INVALIDATE}.>", cb=self._on_commit_elsewhere)
+        await self._client.subscribe(f"{INVALIDATE}.>", cb=self._on_commit)
         measured = 0.0
         loop = asyncio.get_running_loop()
         while True:
@@ -100,8 +107,11 @@ class Relay:
                         await self._woken.wait()
                 except TimeoutError:
                     continue
+                await asyncio.sleep(BREATH_S)
 
-    async def _on_commit_elsewhere(self, _: Msg) -> None:
+    async def _on_commit(self, message: Msg) -> None:
+        with suppress(ValueError, KeyError, TypeError):
+            self._heard[message.subject] = int(json.loads(message.data)["version"])
         self.wake()
 
     async def _measure(self) -> None:
@@ -129,11 +139,12 @@ class Relay:
         return len(sent) == len(events) and (len(events) == EVENTS_MAX or len(heads) == USERS_MAX)
 
     async def _invalidate(self, heads: Sequence[Head], sent: Sequence[StoredEvent]) -> None:
-        """Say again what the writer said right after its commit: it may have died before, or been cut off."""
+        """Say what the writer should have said right after its commit: it may have died before, or been cut off."""
         moved = {stored.event.aggregate_id for stored in sent}
         for head in heads:
-            if head.user_id in moved:
-                await send(self._client, f"{INVALIDATE}.{head.user_id}", invalidation(head.user_id, head.version))
+            subject = f"{INVALIDATE}.{head.user_id}"
+            if head.user_id in moved and self._heard.pop(subject, 0) < head.version:
+                await send(self._client, subject, invalidation(head.user_id, head.version))
 
     async def _publish_all(self, heads: Sequence[Head], events: Sequence[StoredEvent]) -> list[StoredEvent]:
         """Many users at once, each user's events one after the other; returns what the broker has acknowledged."""

@@ -1,5 +1,6 @@
 """The group `email`: events become mail. A link's token is random, made just before sending, kept as a hash."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from handlers.delivery import EventHandler, Permanent
 
 log = structlog.get_logger()
 
+AT_ONCE_MAX = 4
 OLDEST = timedelta(days=7)
 """Mail about something older is no help to anybody, unless an operator replays it."""
 
@@ -40,16 +42,27 @@ class Email:
         self._mailer = mailer
         self._settings = settings
         self._now = now
-
-    @property
-    def handlers(self) -> dict[str, EventHandler]:
-        """One function for each event that has mail."""
-        return {
+        self._places = asyncio.Semaphore(AT_ONCE_MAX)
+        self._mails: dict[str, EventHandler] = {
             "EmailVerificationRequested": self._verification,
             "EmailVerified": self._welcome,
             "UserLogin": self._new_device,
             "RefreshTokenReused": self._token_reuse,
         }
+
+    async def handle(self, stored: StoredEvent) -> str:
+        """Send the event's mail, if it has one and is not too old."""
+        if self._now() - stored.event.timestamp > OLDEST:
+            return "too_old"
+        return await self.handle_replayed(stored)
+
+    async def handle_replayed(self, stored: StoredEvent) -> str:
+        """Send the event's mail, if it has one, however old it is: an operator wants it sent."""
+        send = self._mails.get(stored.event.type)
+        if send is None or not _has_mail(stored):
+            return "no_mail"
+        async with self._places:
+            return await send(stored)
 
     async def _verification(self, stored: StoredEvent) -> str:
         link_id = UUID(str(stored.event.data["tokenId"]))
@@ -63,13 +76,9 @@ class Email:
         return await self._send(stored, "verification", values, address=link.address)
 
     async def _welcome(self, stored: StoredEvent) -> str:
-        if stored.event.data["reason"] != "registration":
-            return "no_mail"
         return await self._send(stored, "welcome", {})
 
     async def _new_device(self, stored: StoredEvent) -> str:
-        if not stored.event.data["newDevice"]:
-            return "no_mail"
         return await self._send(stored, "new_device", _circumstances(stored))
 
     async def _token_reuse(self, stored: StoredEvent) -> str:
@@ -82,8 +91,6 @@ class Email:
         recipient = await self._recipient(event.aggregate_id)
         if recipient is None:
             return "user_gone"
-        if self._now() - event.timestamp > OLDEST:
-            return "too_old"
         to = address or recipient.address
         greeting = {"service": self._settings.service_name, "first_name": recipient.first_name}
         mail = render(template, recipient.language or event.metadata.locale, greeting | dict(values))
@@ -114,6 +121,17 @@ class Email:
     def _link(self, path: str, token: str) -> str:
         """Our own address alone: a caller's host never stands in a mail."""
         return f"{self._settings.public_url.rstrip('/')}{path}?{urlencode({'token': token})}"
+
+
+def _has_mail(stored: StoredEvent) -> bool:
+    data = stored.event.data
+    match stored.event.type:
+        case "EmailVerified":
+            return data["reason"] == "registration"
+        case "UserLogin":
+            return bool(data["newDevice"])
+        case _:
+            return True
 
 
 def _circumstances(stored: StoredEvent) -> dict[str, str | datetime]:

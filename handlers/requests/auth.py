@@ -13,7 +13,7 @@ from adapters.links import Link, link_by_token
 from adapters.settings import Rate, Settings
 from adapters.tokens import hash_of, new_secret
 from adapters.unit_of_work import UnitOfWork
-from adapters.users import Credentials, credentials_of, user_view
+from adapters.users import Credentials, credentials_of, owner_of, user_view
 from contracts.auth import (
     EmailVerified,
     LoggedIn,
@@ -49,10 +49,10 @@ async def register(ctx: Context, call: Call, request: Register) -> Registered:
     """Open an account and ask for its verification mail; a taken address is refused before the costly hash."""
     require_good_password(ctx.settings, request)
     async with ctx.database.connection() as connection:
-        owner = await credentials_of(connection, email_key(request.email))
+        owner = await owner_of(connection, email_key(request.email))
     if owner is not None:
         async with ctx.unit_of_work(call) as work:
-            raise await _taken(ctx, work, request, owner.user_id)
+            raise await _taken(ctx, work, request, owner)
     password_hash = await ctx.hasher.hash(request.password.get_secret_value())
 
     at = ctx.now()
@@ -143,9 +143,9 @@ async def resend_verification(ctx: Context, call: Call, request: ResendVerificat
     except LimitReached:
         return Empty()
     async with ctx.database.connection() as connection:
-        known = await credentials_of(connection, key)
+        owner = await owner_of(connection, key)
     async with ctx.unit_of_work(call) as work:
-        user = None if known is None else await work.users.lock(known.user_id)
+        user = None if owner is None else await work.users.lock(owner)
         if user is not None and not user.email_verified:
             await work.links.open(_ask_for_verification(ctx, user, reason="resend", at=at), at=at)
             await work.users.save(user)
@@ -201,8 +201,9 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
 async def _check_and_sign_in(ctx: Context, call: Call, request: Login, key: str) -> tuple[LoggedIn | Refusal, bool]:
     """What comes of it, and whether the password was right."""
     password = request.password.get_secret_value()
+    device_hash = hash_of(call.device_token) if call.device_token else None
     async with ctx.database.connection() as connection:
-        known = await credentials_of(connection, key)
+        known = await credentials_of(connection, key, device_hash=device_hash, at=ctx.now())
     matches = await ctx.hasher.verify(known.password_hash if known else None, password)
     upgraded = None
     if known and matches and ctx.hasher.is_outdated(known.password_hash):
@@ -220,9 +221,10 @@ async def _sign_in(
             user.require_password_hash(known.password_hash)
         outcome: LoggedIn | Refusal
         refusal = _why_not(ctx, user, matches=matches)
-        if user is not None and refusal is None:
+        if user is not None and known is not None and refusal is None:
             user.password_hash = upgraded or user.password_hash
-            outcome = await _open_session(ctx, call, work, user, remember_me=request.remember_me)
+            device_token = None if known.device_known else await _recognise_device(ctx, work, user)
+            outcome = await _open_session(ctx, call, work, user, device_token, remember_me=request.remember_me)
         else:
             outcome = refusal or WrongCredentials()
             await _record_refusal(ctx, call, work, request, user, outcome)
@@ -261,8 +263,11 @@ async def _record_refusal(
     )
 
 
-async def _open_session(ctx: Context, call: Call, work: UnitOfWork, user: User, *, remember_me: bool) -> LoggedIn:
-    at, lifetimes = ctx.now(), ctx.settings.lifetimes
+async def _open_session(
+    ctx: Context, call: Call, work: UnitOfWork, user: User, device_token: str | None, *, remember_me: bool
+) -> LoggedIn:
+    """A session with its tokens; `device_token` is None for a device that proved itself."""
+    at, lifetimes, origin = ctx.now(), ctx.settings.lifetimes, call.origin
     lifetime = lifetimes.refresh_remembered if remember_me else lifetimes.refresh
     session = Session(
         id=uuid_utils.uuid7(),
@@ -276,29 +281,27 @@ async def _open_session(ctx: Context, call: Call, work: UnitOfWork, user: User, 
         ended_at=None,
     )
     refresh_token = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
-    await work.sessions.open(
+    past_cap = await work.sessions.open(
         session,
         token_hash=hash_of(refresh_token),
-        device_info=call.origin.device_info,
+        device_info=origin.device_info,
         ip=call.client_ip,
         user_agent=call.user_agent,
+        cap=ctx.settings.session_cap,
     )
-    device_token = await _recognise_device(ctx, call, work, user, at=at)
-    user.sign_in(session_id=session.id, method="password", known_device=device_token is None, origin=call.origin, at=at)
-    excess = await work.sessions.past_cap(user.id, cap=ctx.settings.session_cap, at=at)
-    for ended in await work.sessions.end(excess, reason="session_cap", at=at):
+    user.sign_in(session_id=session.id, method="password", known_device=device_token is None, origin=origin, at=at)
+    for ended in await work.sessions.end(past_cap, reason="session_cap", at=at):
         user.session_revoked(ended, reason="session_cap", at=at)
     await work.users.save(user)
     tokens = issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime, device_token=device_token)
     return LoggedIn(user=user_view(user), tokens=tokens)
 
 
-async def _recognise_device(ctx: Context, call: Call, work: UnitOfWork, user: User, *, at: datetime) -> str | None:
-    """None for a device that proved itself; else a new token by which it will be known."""
-    if call.device_token and await work.sessions.knows_device(user.id, hash_of(call.device_token), at=at):
-        return None
+async def _recognise_device(ctx: Context, work: UnitOfWork, user: User) -> str:
+    """A token by which a new device will be known."""
     token = new_secret()
-    await work.sessions.add_device(user.id, hash_of(token), at=at, lifetime=ctx.settings.lifetimes.device)
+    lifetime = ctx.settings.lifetimes.device
+    await work.sessions.add_device(user.id, hash_of(token), at=ctx.now(), lifetime=lifetime)
     return token
 
 

@@ -5,11 +5,14 @@ import json
 from typing import Any
 from uuid import UUID, uuid4
 
+from nats.js.api import PubAck
+
 from tests.faults.house import House
 from tests.faults.ledger import GROUPS, Ledger, emails, mails_by_address, require_audit, require_rows, until_finished
 from tests.gateway import database, stored_events
 
-_LETTERS = "SELECT group_name, reason, n, body FROM dead_letters WHERE stream_sequence = $1 AND created_at > $2"
+_LETTERS = """
+SELECT group_name, reason, n, body FROM dead_letters WHERE stream = $1 AND stream_sequence = $2 AND created_at > $3"""
 _AUDITED = "SELECT count(*) FROM audit_logs WHERE event_id IS NOT NULL"
 ASKED = "EmailVerificationRequested"
 
@@ -46,10 +49,15 @@ def empty(event: dict[str, Any], _: str) -> tuple[str, bytes]:
 FORGERIES = (forged, altered, readdressed, unreadable, nested, empty)
 
 
-async def letters_at(house: House, sequence: int, since: Any) -> list[tuple[str, str, bytes]]:  # noqa: ANN401
-    """The letters of one message, once every group has written one."""
+async def letters_at(
+    house: House,
+    ack: PubAck,
+    since: Any,  # noqa: ANN401
+    count: int,
+) -> list[tuple[str, str, bytes]]:
+    """The letters of one message, once there are so many."""
     async with database(house.ready) as rows, asyncio.timeout(20):
-        while len(found := await rows.fetch(_LETTERS, sequence, since)) < len(GROUPS):
+        while len(found := await rows.fetch(_LETTERS, ack.stream, ack.seq, since)) < count:
             await asyncio.sleep(0.05)
     return sorted((row["group_name"], row["reason"], bytes(row["body"])) for row in found)
 
@@ -71,8 +79,13 @@ async def test_what_is_no_event_of_ours_has_no_effect(house: House) -> None:
                 addressed, body = forge(event, other)
                 subject = f"users.events.v1.{ASKED}.{addressed}"
                 ack = await nc.jetstream().publish(subject, body, headers={"Nats-Msg-Id": str(uuid4())})
-                letters = await letters_at(house, ack.seq, since)
+                letters = await letters_at(house, ack, since, len(GROUPS))
                 assert letters == [(group, "unauthentic", body) for group in sorted(GROUPS)], forge.__name__
+                for group in GROUPS:  # a replay goes to one group alone
+                    subject = f"users.replay.{group}.{ASKED}.{addressed}"
+                    ack = await nc.jetstream().publish(subject, body, headers={"Nats-Msg-Id": str(uuid4())})
+                    letters = await letters_at(house, ack, since, 1)
+                    assert letters == [(group, "unauthentic", body)], forge.__name__
 
         assert mails_by_address(house.mail_dir) == mails
         async with database(house.ready) as rows:
@@ -96,6 +109,32 @@ async def test_what_is_no_event_of_ours_has_no_effect(house: House) -> None:
     await require_audit(house.ready, on_stream)
 
 
+async def test_a_replayed_event_goes_to_its_group_alone_and_has_its_effect_once(house: House) -> None:
+    pauses = {"USER_SERVICE_DELIVERY_PAUSES": "0.1 0.1"}
+    async with house.run(**pauses) as run, house.gateway() as client, house.worker() as nc:
+        async with house.without_mail():
+            user_id = UUID((await client.register()).data["user"]["id"])
+            async with database(house.ready) as rows, asyncio.timeout(30):
+                while not (letter := await rows.fetchrow(_LETTER, user_id)):
+                    await asyncio.sleep(0.05)
+        subject = f"users.replay.email.{ASKED}.{user_id}"
+        for number in range(1, 4):
+            await nc.jetstream().publish(
+                subject, letter["body"], headers={"Nats-Msg-Id": f"{letter['event_id']}:r{number}"}
+            )
+        email = json.loads(letter["body"])["data"]["email"]
+        await client.mail_to(email, "verify-email")
+        async with asyncio.timeout(20):
+            while (await nc.jetstream().stream_info("USER_REPLAYS")).state.messages:
+                await asyncio.sleep(0.05)
+        assert len(client.mails_to(email)) == 1
+        assert not run.has_ended
+    async with database(house.ready) as rows:
+        assert await rows.fetchval("SELECT count(*) FROM dead_letters WHERE user_id = $1", user_id) == 1
+        assert await rows.fetchval("SELECT count(*) FROM audit_logs WHERE event_id = $1", letter["event_id"]) == 1
+
+
+_LETTER = "SELECT event_id, body FROM dead_letters WHERE user_id = $1 AND group_name = 'email'"
 _EVENTS = "SELECT id, version FROM events WHERE aggregate_id = ANY($1)"
 
 

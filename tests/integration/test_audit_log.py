@@ -183,7 +183,7 @@ async def test_a_row_moved_to_another_user_does_not_open(log: Log, trail: Trail)
     await Log(log.database, log.personal, replace(trail, ip="192.0.2.9")).add("act", user_id=ada.id)
     async with log.database.connection() as connection:
         row = await connection.fetchrow("SELECT * FROM audit_logs WHERE user_id = $1", ada.id)
-        wrapped = await log.personal.key_of(connection, eve.id)
+        wrapped = (await log.personal.keys_of(connection, {eve.id}))[eve.id]
     assert row is not None
     with pytest.raises(CannotOpen):
         log.personal.open(wrapped, eve.id, row["ip_address"], place=f"audit_logs.ip_address:{row['id']}")

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from adapters.event_log import StoredEvent, Trail, event_by_id, is_same, unsent_events
+from adapters.event_log import StoredEvent, Trail, events_by_id, is_same, unsent_events
 from adapters.keys import CannotOpen
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -139,8 +139,7 @@ async def test_an_event_is_found_by_its_id(database: Database, personal: Persona
     user = await _register(database, personal, trail)
     stored = (await _events(database, personal, user.id))[0]
     async with database.connection() as connection:
-        assert await event_by_id(connection, personal, stored.event.id) == stored
-        assert await event_by_id(connection, personal, uuid4()) is None
+        assert await events_by_id(connection, personal, [stored.event.id, uuid4()]) == {stored.event.id: stored}
     assert (stored.ip, stored.user_agent, stored.traceparent) == (trail.ip, trail.user_agent, trail.traceparent)
 
 

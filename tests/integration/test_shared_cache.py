@@ -60,13 +60,13 @@ async def test_a_drop_leaves_a_floor(redis: Redis) -> None:
     shared, user_id = SharedCache(redis), uuid4()
     _, generation = await shared.get(user_id)
     await shared.put(_account(user_id, 4), generation)
-    assert await shared.drop(user_id, 5)
+    assert await shared.drop({user_id: 5})
     assert (await shared.get(user_id))[0] is None
     await shared.put(_account(user_id, 4), generation)
     assert (await shared.get(user_id))[0] is None
     await shared.put(_account(user_id, 5), generation)
     assert (await shared.get(user_id))[0] is not None
-    assert await shared.drop(user_id, 4)  # heard late
+    assert await shared.drop({user_id: 4})  # heard late
     assert (await shared.get(user_id))[0] is not None
 
 
@@ -86,7 +86,7 @@ async def test_a_new_generation_hides_all_and_can_be_filled_again(redis: Redis) 
 
 async def test_a_floor_outlives_its_generation(redis: Redis) -> None:
     shared, user_id = SharedCache(redis), uuid4()
-    await shared.drop(user_id, 5)
+    await shared.drop({user_id: 5})
     await shared.forget_all()
     _, generation = await shared.get(user_id)
     await shared.put(_account(user_id, 4), generation)
@@ -117,7 +117,7 @@ async def test_without_the_server_everything_is_a_miss() -> None:
     shared, account = SharedCache(Redis(None)), _account(uuid4(), 1)
     assert await shared.get(account.user.id) == (None, "")
     await shared.put(account, "")
-    assert not await shared.drop(account.user.id, 2)
+    assert not await shared.drop({account.user.id: 2})
     assert not await shared.forget_all()
 
 

@@ -178,13 +178,13 @@ async def test_a_deleted_user_is_not_there(
     user = a_user(email=f"{uuid4().hex}@example.org")
     await repository.add(user)
     async with database.connection() as connection:
-        found = await credentials_of(connection, user.email)
+        found = await credentials_of(connection, user.email, device_hash=None, at=NOW)
     assert found is not None
-    assert (found.user_id, found.password_hash) == (user.id, user.password_hash)
+    assert (found.user_id, found.password_hash, found.device_known) == (user.id, user.password_hash, False)
     await owner.execute("UPDATE users SET status = 'deleted' WHERE id = $1", user.id)
     async with unit_of_work(database, personal, trail, announce=lambda _: None) as work:
         assert await work.users.lock(user.id) is None
         assert await work.users.lock(uuid4()) is None
     async with database.connection() as connection:
-        assert await credentials_of(connection, user.email) is None
+        assert await credentials_of(connection, user.email, device_hash=None, at=NOW) is None
     assert await StoredAccounts(database).account(user.id) is None
