@@ -66,10 +66,12 @@ appended AS (
     WHERE EXISTS (SELECT FROM changed)
     ORDER BY 6
     RETURNING position, version
+), waiting AS (
+    INSERT INTO outbox (position, user_id, version) SELECT position, $1, version FROM appended
 )
-INSERT INTO outbox (position, user_id, version) SELECT position, $1, version FROM appended RETURNING version"""
+SELECT EXISTS (SELECT FROM changed)"""
 """The end of a statement that changes a user (`WITH changed AS (… RETURNING id), …`) and appends its events in the same
-round trip. Its first nine values are those of `EventLog.values_of`; no events, no rows."""
+round trip. Its first nine values are those of `EventLog.values_of`; where nothing is changed nothing is appended."""
 
 
 class EventLog:

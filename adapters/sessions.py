@@ -12,17 +12,15 @@ from contracts.users import Session as SessionView
 from domain.session import RefreshToken, Session, Standing
 
 _COLUMNS = "id, user_id, remember_me, auth_time, amr, created_at, last_active_at, expires_at, ended_at"
-_OPEN = """
-WITH opened AS (
+OPEN = """
+session AS (
     INSERT INTO user_sessions (id, user_id, refresh_token_hash, device_info, ip_address, user_agent, remember_me, amr,
         auth_time, expires_at, created_at, last_active_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $9, $9) RETURNING id
+    SELECT $22, id, $23, $24, $25, $26, $27, $28, $29, $30, $29, $29 FROM changed RETURNING id
 ), token AS (
-    INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $3, id, $10 FROM opened
-)
-SELECT id FROM user_sessions WHERE user_id = $2 AND ended_at IS NULL AND expires_at > $9
-ORDER BY created_at DESC, id DESC OFFSET $11"""
-# The last part sees the sessions as they were before: the new one stands in front of them.
+    INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $23, id, $30 FROM session
+)"""
+"""The part of a statement that changes a user (`changed`) and opens a session; its values are `NewSession.values`."""
 _PRESENTED = """
 SELECT t.session_id, t.used_at, t.used_by, t.expires_at, t.successor_hash, t.successor_sealed,
        next.used_at IS NOT NULL AS successor_used
@@ -47,6 +45,26 @@ SELECT u.id, u.email, u.role, u.status, u.version, s.id AS session_id, s.ended_a
 FROM users u JOIN user_sessions s ON s.user_id = u.id WHERE u.id = $1 AND s.id = $2"""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSession:
+    """A session to be opened, with its first refresh token and where it comes from."""
+
+    session: Session
+    token_hash: bytes
+    device_info: dict[str, str]
+    ip: str | None
+    user_agent: str | None
+
+    @property
+    def values(self) -> tuple[object, ...]:
+        """The values of `OPEN`."""
+        session = self.session
+        return (
+            session.id, self.token_hash, self.device_info, self.ip, self.user_agent, session.remember_me,
+            list(session.amr), session.auth_time, session.expires_at,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """A refresh token's row, with the successor it was spent for, sealed under a key derived from the token."""
@@ -60,23 +78,6 @@ class Sessions:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-
-    async def open(
-        self,
-        session: Session,
-        *,
-        token_hash: bytes,
-        device_info: dict[str, str],
-        ip: str | None,
-        user_agent: str | None,
-        cap: int,
-    ) -> list[UUID]:
-        """Store a session with its first refresh token; returns the oldest ones beyond the user's newest `cap`."""
-        past = await self._connection.fetch(
-            _OPEN, session.id, session.user_id, token_hash, device_info, ip, user_agent, session.remember_me,
-            list(session.amr), session.auth_time, session.expires_at, cap - 1,
-        )  # fmt: skip
-        return [row["id"] for row in past]
 
     async def get(self, session_id: UUID) -> Session | None:
         row = await self._connection.fetchrow(

@@ -74,7 +74,6 @@ def set_up_logs(level: str, environment: str, form: str = "auto", stream: TextIO
     root.setLevel(level.upper())
     for noisy in (
         "nats",
-        "faststream",
         "uvicorn",
         "uvicorn.error",
         "uvicorn.access",

@@ -23,34 +23,44 @@ class UnitOfWork:
     """What a use case changes together. Leaving the block without `commit` takes everything back."""
 
     def __init__(
-        self, connection: Connection, personal: PersonalData, trail: Trail, keep_reply: KeepReply | None
+        self,
+        connection: Connection,
+        personal: PersonalData,
+        trail: Trail,
+        keep_reply: KeepReply | None,
+        *,
+        one_statement: bool,
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._personal = personal
         self._trail = trail
         self._keep_reply = keep_reply
-        self._transaction = connection.transaction()
+        # One statement is a transaction of its own; a reply that is to be kept would be a second one.
+        self._transaction = None if one_statement and keep_reply is None else connection.transaction()
         self.users = Users(connection, personal, EventLog(personal, trail))
         self.sessions = Sessions(connection)
         self.links = Links(connection)
-        self.commit_begun = False
+        self.commit_begun = self._transaction is None
 
     async def begin(self) -> None:
-        await self._transaction.start()
+        if self._transaction is not None:
+            await self._transaction.start()
 
     async def audit(self, row: AuditRow) -> None:
         """Write an audit row that has no event."""
-        await add_audit_row(self._connection, self._personal, self._trail, row)
+        await add_audit_row(self.connection, self._personal, self._trail, row)
 
     async def commit(self, outcome: Outcome) -> None:
         """Make everything true at once; `outcome` is what the caller will be told, also when it asks again."""
         if self._keep_reply is not None:
-            await self._keep_reply(self._connection, outcome)
+            await self._keep_reply(self.connection, outcome)
         self.commit_begun = True
-        await self._transaction.commit()
+        if self._transaction is not None:
+            await self._transaction.commit()
 
     async def roll_back(self) -> None:
-        await self._transaction.rollback()
+        if self._transaction is not None:
+            await self._transaction.rollback()
 
 
 @asynccontextmanager
@@ -61,10 +71,14 @@ async def unit_of_work(
     *,
     keep_reply: KeepReply | None = None,
     announce: Announce,
+    one_statement: bool = False,
 ) -> AsyncIterator[UnitOfWork]:
-    """One transaction; `announce` is told the users that changed, with their versions, right after the commit."""
+    """One transaction; `announce` is told the users that changed, with their versions, right after the commit.
+
+    `one_statement` promises that the block writes by a single one: it then needs no round trips around it.
+    """
     async with database.connection() as connection:
-        work = UnitOfWork(connection, personal, trail, keep_reply)
+        work = UnitOfWork(connection, personal, trail, keep_reply, one_statement=one_statement)
         await work.begin()
         try:
             yield work

@@ -10,9 +10,11 @@ from adapters.addresses import email_key
 from adapters.event_log import APPEND, EventLog
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
+from adapters.sessions import OPEN, NewSession
 from contracts.admin import Security
 from contracts.users import Profile as ProfileView
 from contracts.users import User as UserView
+from domain.refusals import Stale
 from domain.user import Profile, User, UserId
 
 Row = asyncpg.Record
@@ -41,18 +43,29 @@ WITH changed AS (
 ), key AS (
     INSERT INTO user_keys (user_id, wrapped) SELECT id, $20 FROM changed
 ), {APPEND}"""
-_SAVE = f"""
+_CHANGE = """
 WITH changed AS (
     UPDATE users SET updated_at = $2, email_verified = $10, failed_login_attempts = $11, last_login_at = $12,
         first_name = $13, last_name = $14, revision = $15, version = $16, role = $17, status = $18, password_hash = $19,
         last_password_change = $20
-    WHERE id = $1 RETURNING id
-), {APPEND}"""
+    WHERE id = $1 AND version = $21 RETURNING id
+)"""
+_SAVE = f"{_CHANGE}, {APPEND}"
+_SIGN_IN = f"{_CHANGE}, {OPEN}, {APPEND}"
 _SAVE_PROFILE = """
 UPDATE user_profiles SET display_name = $2, bio = $3, website_url = $4, location = $5, timezone = $6, language = $7,
     theme = $8, notifications_email = $9, notifications_push = $10, notifications_sms = $11, social_links = $12,
     updated_at = $13
 WHERE user_id = $1"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a user's rows were when they were read."""
+
+    wrapped_key: str
+    version: int
+    profile: Profile
 
 
 class Users:
@@ -62,8 +75,7 @@ class Users:
         self._connection = connection
         self._personal = personal
         self._log = log
-        self._wrapped: dict[UUID, str] = {}
-        self._profiles: dict[UUID, Profile] = {}
+        self._read: dict[UUID, _Read] = {}
         self.touched: dict[UUID, int] = {}
 
     async def lock(self, user_id: UUID) -> User | None:
@@ -71,33 +83,48 @@ class Users:
         row = await self._connection.fetchrow(_LOCK, user_id)
         if row is None:
             return None
-        self._wrapped[user_id] = row["wrapped"]
         user = _user(row)
-        self._profiles[user_id] = _profile(row)
+        self._read[user_id] = _Read(row["wrapped"], user.version, _profile(row))
+        return user
+
+    def trust(self, candidate: "Candidate") -> User:
+        """A user that was read without a lock: saving it raises `Stale` if its row has changed since."""
+        user = candidate.user
+        self._read[user.id] = _Read(candidate.wrapped_key, user.version, user.profile)
         return user
 
     async def add(self, user: User) -> bool:
         """Insert a new user with its events; False when its address is taken."""
-        self._wrapped[user.id] = self._personal.new_key(user.id)
+        wrapped = self._personal.new_key(user.id)
         added = await self._connection.fetchval(
-            _ADD, *self._events(user), user.email, email_key(user.email), user.password_hash, user.first_name,
-            user.last_name, user.role, user.email_verified, user.last_password_change, user.revision, user.version,
-            self._wrapped[user.id],
+            _ADD, *self._events(user, wrapped), user.email, email_key(user.email), user.password_hash,
+            user.first_name, user.last_name, user.role, user.email_verified, user.last_password_change, user.revision,
+            user.version, wrapped,
         )  # fmt: skip
         if added:
-            self._written(user)
+            user.recorded.clear()
+            self.touched[user.id] = user.version
         return bool(added)
 
-    async def save(self, user: User) -> None:
-        """Write the locked row and append its events; their versions follow the row's."""
-        await self._connection.fetchval(
-            _SAVE, *self._events(user), user.email_verified, user.failed_logins, user.last_login_at, user.first_name,
-            user.last_name, user.revision, user.version, user.role, user.status, user.password_hash,
-            user.last_password_change,
+    async def save(self, user: User, *, session: NewSession | None = None) -> None:
+        """Write the row and append its events, whose versions follow the row's; open a session with it.
+
+        All of it is one statement. Raises `Stale` when the row is no longer as it was read.
+        """
+        read = self._read[user.id]
+        if user.recorded:
+            self.touched[user.id] = user.version  # before it is so: the answer may be lost on its way
+        changed = await self._connection.fetchval(
+            _SIGN_IN if session else _SAVE, *self._events(user, read.wrapped_key), user.email_verified,
+            user.failed_logins, user.last_login_at, user.first_name, user.last_name, user.revision, user.version,
+            user.role, user.status, user.password_hash, user.last_password_change, read.version,
+            *(session.values if session else ()),
         )  # fmt: skip
-        if user.profile != self._profiles[user.id]:
+        if not changed:
+            raise Stale
+        if user.profile != read.profile:
             await self._save_profile(user)
-        self._written(user)
+        user.recorded.clear()
 
     async def _save_profile(self, user: User) -> None:
         profile = user.profile
@@ -107,19 +134,10 @@ class Users:
             profile.notifications["push"], profile.notifications["sms"], profile.social_links, user.updated_at,
         )  # fmt: skip
 
-    def _events(self, user: User) -> tuple[object, ...]:
+    def _events(self, user: User, wrapped_key: str) -> tuple[object, ...]:
         return self._log.values_of(
-            user.id,
-            user.recorded,
-            last_version=user.version,
-            wrapped_key=self._wrapped[user.id],
-            at=user.updated_at,
+            user.id, user.recorded, last_version=user.version, wrapped_key=wrapped_key, at=user.updated_at
         )
-
-    def _written(self, user: User) -> None:
-        if user.recorded:
-            user.recorded.clear()
-            self.touched[user.id] = user.version
 
 
 def _user(row: Row) -> User:
@@ -159,26 +177,32 @@ def _profile(row: Row) -> Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a login needs to know before it takes a lock."""
+class Candidate:
+    """Who may be about to sign in, as the rows stood. Each sign-in and each end of a session raises the version, so
+    whoever saves the user at this version has seen the right device and the right sessions too."""
 
-    user_id: UUID
-    password_hash: str
+    user: User
+    wrapped_key: str
     device_known: bool
+    sessions_past_cap: list[UUID]
 
 
-_CREDENTIALS = """
-SELECT u.id, u.password_hash, EXISTS (
-    SELECT FROM device_tokens d WHERE d.hash = $2 AND d.user_id = u.id AND d.expires_at > $3
-) FROM users u WHERE u.email_key = $1 AND u.status <> 'deleted'"""
+_CANDIDATE = f"""
+SELECT {_USER}, {_PROFILE}, k.wrapped,
+    EXISTS (SELECT FROM device_tokens d WHERE d.hash = $2 AND d.user_id = u.id AND d.expires_at > $3) AS device_known,
+    ARRAY (
+        SELECT s.id FROM user_sessions s WHERE s.user_id = u.id AND s.ended_at IS NULL AND s.expires_at > $3
+        ORDER BY s.created_at DESC, s.id DESC OFFSET $4
+    ) AS past_cap
+{_FROM} JOIN user_keys k ON k.user_id = u.id WHERE u.email_key = $1 AND u.status <> 'deleted'"""
 
 
-async def credentials_of(
-    connection: Connection, key: str, *, device_hash: bytes | None, at: datetime
-) -> Credentials | None:
-    """Whose address this key is, and whether they have been seen on this device; None for an unknown address."""
-    row = await connection.fetchrow(_CREDENTIALS, key, device_hash, at)
-    return None if row is None else Credentials(*row)
+async def candidate_of(
+    connection: Connection, key: str, *, device_hash: bytes | None, session_cap: int, at: datetime
+) -> Candidate | None:
+    """Whose address this key is, with the sessions that would be too many beside one more; None for an unknown one."""
+    row = await connection.fetchrow(_CANDIDATE, key, device_hash, at, session_cap - 1)
+    return None if row is None else Candidate(_user(row), row["wrapped"], row["device_known"], row["past_cap"])
 
 
 async def owner_of(connection: Connection, key: str) -> UUID | None:

@@ -125,8 +125,13 @@ class Context:
     now: Callable[[], datetime]
     check_health: Callable[[], Awaitable[Health]]
 
-    def unit_of_work(self, call: Call) -> AbstractAsyncContextManager[UnitOfWork]:
+    def unit_of_work(self, call: Call, *, one_statement: bool = False) -> AbstractAsyncContextManager[UnitOfWork]:
         """A transaction of this request: its events and audit rows say where they came from."""
         return unit_of_work(
-            self.database, self.personal, call.trail, keep_reply=call.keep_reply, announce=self.announce
+            self.database,
+            self.personal,
+            call.trail,
+            keep_reply=call.keep_reply,
+            announce=self.announce,
+            one_statement=one_statement,
         )

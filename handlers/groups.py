@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 IN_WORK_MAX = 64
 """Deliveries of a durable that a process has in work at once."""
-BREATH_S = 0.05
+BREATH_S = 0.1
 """From a message to its delivery: what comes meanwhile shares its round trips."""
 PULL_S = 2.0
 """How long the server keeps a pull open. After a cut a new one is asked for by then."""

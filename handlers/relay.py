@@ -33,7 +33,7 @@ log = structlog.get_logger()
 USERS_MAX = 64
 EVENTS_MAX = 512
 POLL_S = 0.5
-BREATH_S = 0.02
+BREATH_S = 0.05
 """From being woken to the next pass: what is committed meanwhile goes with it."""
 PUBLISH_S = 2.0
 PASS_S = 6.0

@@ -15,7 +15,7 @@ ReadyFile = Annotated[Path | None, typer.Option(help="Ready file of `dev`; defau
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DEFAULT_DIR = Path(".dev")
 
-_ALLOCATOR = ":".join(
+ALLOCATOR = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in (
         ("hugetlb", 1),
@@ -35,7 +35,7 @@ def keep_hashing_memory() -> None:
     giving them back and faulting them in again: it takes a tenth off a hash. glibc reads this at a start alone."""
     if "GLIBC_TUNABLES" in os.environ or not _runs_on_glibc():
         return
-    os.environ["GLIBC_TUNABLES"] = _ALLOCATOR
+    os.environ["GLIBC_TUNABLES"] = ALLOCATOR
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, with our own arguments
 
 

@@ -1,5 +1,6 @@
 """Registration, sign-in and tokens."""
 
+from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
@@ -10,10 +11,12 @@ from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
 from adapters.limits import LimitReached, Window
 from adapters.links import Link, link_by_token
+from adapters.postgres import Connection
+from adapters.sessions import NewSession
 from adapters.settings import Rate, Settings
 from adapters.tokens import hash_of, new_secret
 from adapters.unit_of_work import UnitOfWork
-from adapters.users import Credentials, credentials_of, owner_of, user_view
+from adapters.users import Candidate, candidate_of, owner_of, user_view
 from contracts.auth import (
     EmailVerified,
     LoggedIn,
@@ -201,35 +204,41 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
 async def _check_and_sign_in(ctx: Context, call: Call, request: Login, key: str) -> tuple[LoggedIn | Refusal, bool]:
     """What comes of it, and whether the password was right."""
     password = request.password.get_secret_value()
-    device_hash = hash_of(call.device_token) if call.device_token else None
     async with ctx.database.connection() as connection:
-        known = await credentials_of(connection, key, device_hash=device_hash, at=ctx.now())
-    matches = await ctx.hasher.verify(known.password_hash if known else None, password)
+        seen = await _candidate(ctx, call, connection, key)
+    matches = await ctx.hasher.verify(seen.user.password_hash if seen else None, password)
     upgraded = None
-    if known and matches and ctx.hasher.is_outdated(known.password_hash):
+    if seen and matches and ctx.hasher.is_outdated(seen.user.password_hash):
         upgraded = await ctx.hasher.hash(password)
-    return await _sign_in(ctx, call, request, known, matches=matches, upgraded=upgraded), matches
+    if seen and _why_not(ctx, seen.user, matches=matches) is None:
+        with suppress(Stale):  # else its row has changed while the password was checked
+            alone = seen.device_known and not seen.sessions_past_cap
+            async with ctx.unit_of_work(call, one_statement=alone) as work:
+                return await _open_session(ctx, call, work, seen, upgraded, remember_me=request.remember_me), True
+    return await _decide_under_lock(ctx, call, request, key, seen, matches=matches, upgraded=upgraded), matches
 
 
-async def _sign_in(
-    ctx: Context, call: Call, request: Login, known: Credentials | None, *, matches: bool, upgraded: str | None
+async def _candidate(ctx: Context, call: Call, connection: Connection, key: str) -> Candidate | None:
+    device_hash = hash_of(call.device_token) if call.device_token else None
+    cap = ctx.settings.session_cap
+    return await candidate_of(connection, key, device_hash=device_hash, session_cap=cap, at=ctx.now())
+
+
+async def _decide_under_lock(
+    ctx: Context, call: Call, request: Login, key: str, seen: Candidate | None, *, matches: bool, upgraded: str | None
 ) -> LoggedIn | Refusal:
-    """What was seen of the password outside the lock is checked again under it; a refusal is stored as well."""
+    """What was seen of the password is checked again under the lock; a refusal is stored as well."""
     async with ctx.unit_of_work(call) as work:
-        user = await work.users.lock(known.user_id) if known else None
-        if user is not None and known is not None:
-            user.require_password_hash(known.password_hash)
-        outcome: LoggedIn | Refusal
+        user = await work.users.lock(seen.user.id) if seen else None
+        if user is not None and seen is not None:
+            user.require_password_hash(seen.user.password_hash)
         refusal = _why_not(ctx, user, matches=matches)
-        if user is not None and known is not None and refusal is None:
-            user.password_hash = upgraded or user.password_hash
-            device_token = None if known.device_known else await _recognise_device(ctx, work, user)
-            outcome = await _open_session(ctx, call, work, user, device_token, remember_me=request.remember_me)
-        else:
-            outcome = refusal or WrongCredentials()
-            await _record_refusal(ctx, call, work, request, user, outcome)
-        await work.commit(outcome)
-    return outcome
+        if refusal is None and (now := await _candidate(ctx, call, work.connection, key)) is not None:
+            return await _open_session(ctx, call, work, now, upgraded, remember_me=request.remember_me)
+        refusal = refusal or WrongCredentials()
+        await _record_refusal(ctx, call, work, request, user, refusal)
+        await work.commit(refusal)
+    return refusal
 
 
 def _why_not(ctx: Context, user: User | None, *, matches: bool) -> Refusal | None:
@@ -264,11 +273,13 @@ async def _record_refusal(
 
 
 async def _open_session(
-    ctx: Context, call: Call, work: UnitOfWork, user: User, device_token: str | None, *, remember_me: bool
+    ctx: Context, call: Call, work: UnitOfWork, seen: Candidate, upgraded: str | None, *, remember_me: bool
 ) -> LoggedIn:
-    """A session with its tokens; `device_token` is None for a device that proved itself."""
+    """Sign in whoever was seen; raises `Stale` when their row has changed since."""
     at, lifetimes, origin = ctx.now(), ctx.settings.lifetimes, call.origin
     lifetime = lifetimes.refresh_remembered if remember_me else lifetimes.refresh
+    user = work.users.trust(seen)
+    user.password_hash = upgraded or user.password_hash
     session = Session(
         id=uuid_utils.uuid7(),
         user_id=user.id,
@@ -281,20 +292,23 @@ async def _open_session(
         ended_at=None,
     )
     refresh_token = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
-    past_cap = await work.sessions.open(
-        session,
+    user.sign_in(session_id=session.id, method="password", known_device=seen.device_known, origin=origin, at=at)
+    for past_cap in seen.sessions_past_cap:
+        user.session_revoked(past_cap, reason="session_cap", at=at)
+    new = NewSession(
+        session=session,
         token_hash=hash_of(refresh_token),
         device_info=origin.device_info,
         ip=call.client_ip,
         user_agent=call.user_agent,
-        cap=ctx.settings.session_cap,
     )
-    user.sign_in(session_id=session.id, method="password", known_device=device_token is None, origin=origin, at=at)
-    for ended in await work.sessions.end(past_cap, reason="session_cap", at=at):
-        user.session_revoked(ended, reason="session_cap", at=at)
-    await work.users.save(user)
+    await work.users.save(user, session=new)
+    await work.sessions.end(seen.sessions_past_cap, reason="session_cap", at=at)
+    device_token = None if seen.device_known else await _recognise_device(ctx, work, user)
     tokens = issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime, device_token=device_token)
-    return LoggedIn(user=user_view(user), tokens=tokens)
+    reply = LoggedIn(user=user_view(user), tokens=tokens)
+    await work.commit(reply)
+    return reply
 
 
 async def _recognise_device(ctx: Context, work: UnitOfWork, user: User) -> str:

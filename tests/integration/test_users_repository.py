@@ -1,6 +1,7 @@
 """Users under their row's lock: no version twice, no version left out, no change lost."""
 
 import asyncio
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -9,10 +10,12 @@ import pytest
 from adapters.event_log import Trail
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
+from adapters.sessions import NewSession
 from adapters.unit_of_work import UnitOfWork, unit_of_work
-from adapters.users import StoredAccounts, credentials_of
+from adapters.users import Candidate, StoredAccounts, candidate_of
 from contracts.wire import Empty
-from domain.refusals import StateConflict
+from domain.refusals import Stale, StateConflict
+from domain.session import Session
 from domain.user import User
 from tests.builders import NOW, ORIGIN, a_user
 
@@ -172,19 +175,63 @@ async def test_what_was_saved_is_read(repository: Repository, database: Database
     assert (stored.user.first_name, stored.user.revision, stored.profile.revision) == ("Augusta", 2, 2)
 
 
+def _new_session(user: User) -> NewSession:
+    session = Session(
+        id=uuid4(), user_id=user.id, remember_me=False, auth_time=NOW, amr=("pwd",), created_at=NOW,
+        last_active_at=NOW, expires_at=NOW + timedelta(days=7), ended_at=None,
+    )  # fmt: skip
+    return NewSession(session=session, token_hash=uuid4().bytes, device_info={}, ip=None, user_agent=None)
+
+
+@pytest.mark.parametrize("one_statement", [True, False])
+async def test_a_sign_in_stands_only_if_nothing_changed_since_its_user_was_read(
+    repository: Repository, database: Database, owner: asyncpg.Connection, personal: PersonalData, trail: Trail,
+    *, one_statement: bool,
+) -> None:  # fmt: skip
+    async def sign_in(seen: Candidate) -> None:
+        announced: dict[UUID, int] = {}
+        async with unit_of_work(
+            database, personal, trail, announce=announced.update, one_statement=one_statement
+        ) as work:
+            user, new = work.users.trust(seen), _new_session(seen.user)
+            user.sign_in(session_id=new.session.id, method="password", known_device=True, origin=ORIGIN, at=NOW)
+            await work.users.save(user, session=new)
+            await work.commit(Empty())
+        assert announced == {user.id: user.version}
+
+    user = a_user(email=f"{uuid4().hex}@example.org")
+    await repository.add(user)
+    async with database.connection() as connection:
+        first, second = [
+            await candidate_of(connection, user.email, device_hash=None, session_cap=1, at=NOW) for _ in range(2)
+        ]
+    assert first
+    assert second
+    await sign_in(first)
+    with pytest.raises(Stale):
+        await sign_in(second)
+    assert await owner.fetchval("SELECT count(*) FROM user_sessions WHERE user_id = $1", user.id) == 1
+    assert await _versions(owner, user.id) == [1, 2]
+    assert await owner.fetchval("SELECT count(*) FROM outbox WHERE user_id = $1", user.id) == 2
+    async with database.connection() as connection:
+        third = await candidate_of(connection, user.email, device_hash=None, session_cap=1, at=NOW)
+    assert third
+    assert len(third.sessions_past_cap) == 1
+
+
 async def test_a_deleted_user_is_not_there(
     repository: Repository, database: Database, owner: asyncpg.Connection, personal: PersonalData, trail: Trail
 ) -> None:
     user = a_user(email=f"{uuid4().hex}@example.org")
     await repository.add(user)
     async with database.connection() as connection:
-        found = await credentials_of(connection, user.email, device_hash=None, at=NOW)
+        found = await candidate_of(connection, user.email, device_hash=None, session_cap=10, at=NOW)
     assert found is not None
-    assert (found.user_id, found.password_hash, found.device_known) == (user.id, user.password_hash, False)
+    assert (found.user.id, found.user.password_hash, found.device_known) == (user.id, user.password_hash, False)
     await owner.execute("UPDATE users SET status = 'deleted' WHERE id = $1", user.id)
     async with unit_of_work(database, personal, trail, announce=lambda _: None) as work:
         assert await work.users.lock(user.id) is None
         assert await work.users.lock(uuid4()) is None
     async with database.connection() as connection:
-        assert await credentials_of(connection, user.email, device_hash=None, at=NOW) is None
+        assert await candidate_of(connection, user.email, device_hash=None, session_cap=10, at=NOW) is None
     assert await StoredAccounts(database).account(user.id) is None
