@@ -14,6 +14,7 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from adapters.nats import EVENTS_STREAM
+from adapters.server_urls import nats_servers, where
 
 _ROLES = frozenset({"gateway", "admin-gateway", "listener", "operator", "worker"})
 
@@ -28,8 +29,8 @@ async def bus_client(url: str) -> AsyncIterator[Client]:
     client = Client()
     try:
         await client.connect(
-            url, name="user-service command line", allow_reconnect=False, connect_timeout=3, pending_size=0,
-            inbox_prefix=inbox_of(url), reconnect_time_wait=0, error_cb=_quiet,
+            nats_servers(url), name="user-service command line", allow_reconnect=False, connect_timeout=3,
+            pending_size=0, inbox_prefix=inbox_of(url), reconnect_time_wait=0, error_cb=_quiet,
         )  # fmt: skip
     except (NatsError, OSError, TimeoutError) as error:
         raise BusFailure(f"no NATS server answers at {where(url)} ({type(error).__name__})") from error
@@ -45,14 +46,8 @@ async def _quiet(_: Exception) -> None:
 
 def inbox_of(url: str) -> str:
     """Each role of the bus may listen only under its own prefix."""
-    user = unquote(urlsplit(url).username or "")
+    user = unquote(urlsplit(nats_servers(url)[0]).username or "")
     return f"_INBOX.{user}" if user in _ROLES else "_INBOX"
-
-
-def where(url: str) -> str:
-    """A URL without its credentials."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port}"
 
 
 async def request(

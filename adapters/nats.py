@@ -22,6 +22,7 @@ from nats.js.api import (
 )
 from nats.js.errors import NotFoundError
 
+from adapters.server_urls import nats_servers
 from adapters.settings import Settings
 from domain.refusals import Unavailable
 
@@ -138,7 +139,7 @@ def error_reporter(name: str, on_gap: Callable[[], None] = lambda: None) -> Call
 def connection_options(settings: Settings, *, name: str) -> dict[str, Any]:
     """How every connection of this program behaves."""
     return {
-        "servers": settings.nats_url.get_secret_value(),
+        "servers": nats_servers(settings.nats_url.get_secret_value()),
         "name": f"user-service {name}",
         "inbox_prefix": INBOX_PREFIX,
         "allow_reconnect": True,

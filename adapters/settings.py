@@ -4,15 +4,25 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adapters.mailboxes import mail_server, sender_of
+from adapters.server_urls import LOOPBACK, is_safe, is_well_formed
 from domain.session import Lifetimes
-
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class BadSettings(Exception):
@@ -36,12 +46,21 @@ class Argon2Cost(BaseModel):
 class Rate(BaseModel):
     """So many tries in any window of so many seconds."""
 
-    tries_max: int = Field(ge=1)
-    window_s: int = Field(ge=1)
+    tries_max: int = Field(ge=1, le=1_000_000_000)
+    window_s: int = Field(ge=1, le=30 * 86_400)
 
 
 RateSetting = Annotated[Rate, NoDecode]
 Pause = Annotated[float, Field(ge=0, le=7 * 86_400)]
+
+
+def _one_line(value: str) -> str:
+    if not 1 <= len(value) <= 100 or not value.isprintable() or value.isspace():
+        raise ValueError("must be one line of 1 to 100 printable characters")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
 
 
 def _named(name: str) -> AliasChoices:
@@ -55,27 +74,43 @@ class Settings(BaseSettings):
         env_prefix="USER_SERVICE_", extra="ignore", frozen=True, hide_input_in_errors=True, populate_by_name=True
     )
 
-    nats_url: SecretStr = Field(validation_alias=_named("NATS_URL"), description="NATS, with the worker's credentials")
+    # First, since the addresses that follow are judged by it.
+    allow_plaintext: bool = Field(default=False, description="allow servers without TLS elsewhere than on loopback")
+    nats_url: SecretStr = Field(
+        validation_alias=_named("NATS_URL"),
+        description="NATS, with the worker's credentials",
+        examples=["tls://worker:password@host:4222"],
+    )
     database_url: SecretStr = Field(
-        validation_alias=_named("DATABASE_URL"), description="PostgreSQL, as the application's role"
+        validation_alias=_named("DATABASE_URL"),
+        description="PostgreSQL, as the application's role",
+        examples=["postgresql://user_service:password@host:5432/user_service?sslmode=verify-full"],
     )
     database_owner_url: SecretStr | None = Field(
         default=None,
         validation_alias=_named("DATABASE_OWNER_URL"),
         description="PostgreSQL, as the role that owns the schema; only `migrate` and `doctor` use it",
+        examples=["postgresql://user_service_owner:password@host:5432/user_service?sslmode=verify-full"],
     )
     redis_url: SecretStr = Field(
-        validation_alias=_named("REDIS_URL"), description="Valkey or Redis; `none` runs without"
+        validation_alias=_named("REDIS_URL"),
+        description="Valkey or Redis; `none` runs without",
+        examples=["rediss://:password@host:6379/0"],
     )
-    smtp_url: SecretStr = Field(validation_alias=_named("SMTP_URL"), description="where mail goes")
+    smtp_url: SecretStr = Field(
+        validation_alias=_named("SMTP_URL"),
+        description="where mail goes",
+        examples=["smtps://user:password@host:465"],
+    )
     public_url: str = Field(
         default="http://localhost:8080", validation_alias=_named("PUBLIC_URL"), description="where mail links lead"
     )
     http_port: int = Field(
-        default=9090, ge=0, le=65535, validation_alias=_named("HTTP_PORT"), description="health and metrics"
-    )
-    http_host: str = Field(default="127.0.0.1", description="address that health and metrics listen on")
-    environment: str = Field(default="production", description="named in health replies and logs")
+        default=9090, ge=0, le=65535, validation_alias=_named("HTTP_PORT"),
+        description="health and metrics; 0 is a free one",
+    )  # fmt: skip
+    http_host: Line = Field(default="127.0.0.1", description="address that health and metrics listen on")
+    environment: Line = Field(default="production", description="named in health replies and logs")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto", description="`auto`: readable on a terminal, JSON lines elsewhere"
@@ -83,9 +118,8 @@ class Settings(BaseSettings):
     keys_file: Path | None = Field(
         default=None, description="JSON file of key rings, made by `keys init`; `run` needs it"
     )
-    service_name: str = Field(default="user-service", description="product name that mails speak of")
+    service_name: Line = Field(default="user-service", description="product name that mails speak of")
     mail_from: str = Field(default="user-service <no-reply@localhost>", description="sender of all mail")
-    allow_plaintext: bool = Field(default=False, description="allow servers without TLS elsewhere than on loopback")
 
     rate_limits: Literal["on", "off"] = Field(default="on", description="`off` for load tests")
     limit_login: RateSetting = Field(
@@ -120,8 +154,8 @@ class Settings(BaseSettings):
 
     requests_max: int = Field(default=512, ge=1, le=100_000, description="requests in work at once; more are shed")
     request_ms_max: int = Field(default=30_000, ge=100, le=300_000, description="longest time a request may take")
-    pool_min: int = Field(default=5, ge=1, le=200, description="PostgreSQL connections kept")
     pool_max: int = Field(default=20, ge=2, le=500, description="PostgreSQL connections at most")
+    pool_min: int = Field(default=5, ge=1, le=200, description="PostgreSQL connections kept")
     pool_wait_ms: int = Field(default=2000, ge=10, le=30_000, description="longest wait for a connection")
     statement_ms_max: int = Field(default=5000, ge=10, le=60_000, description="longest statement")
 
@@ -130,9 +164,13 @@ class Settings(BaseSettings):
     )
     duplicate_window_seconds: int = Field(default=120, ge=1, le=86_400, description="JetStream's duplicate window")
     relay_fence: bool = Field(default=True, description="publish with an expected last sequence for each user")
-    stream_bytes_max: int = Field(default=10 * 1024**3, ge=1024**2, description="size of USER_EVENTS")
+    stream_bytes_max: int = Field(
+        default=10 * 1024**3, ge=1024**2, le=1024**5, description="bytes of USER_EVENTS at most"
+    )
     session_cap: int = Field(default=10, ge=1, le=1000, description="sessions of a user; the oldest ends")
-    idle_seconds: int = Field(default=14 * 86_400, ge=60, description="a session unused for so long is over")
+    idle_seconds: int = Field(
+        default=14 * 86_400, ge=60, le=366 * 86_400, description="a session unused for so long is over"
+    )
 
     @field_validator("argon2", mode="before")
     @classmethod
@@ -162,23 +200,54 @@ class Settings(BaseSettings):
             raise ValueError("must look like 5/900 (tries/seconds)")
         return {"tries_max": found[1], "window_s": found[2]}
 
-    @model_validator(mode="after")
-    def _safe_transport(self) -> Self:
-        names = ("nats_url", "database_url", *(("redis_url",) if self.redis else ()))
-        faults = [fault for name in names if (fault := self._plaintext_fault(name))]
-        public = urlsplit(self.public_url)
-        if public.scheme != "https" and public.hostname not in LOOPBACK:
-            faults.append("PUBLIC_URL must be https except on loopback")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
-
-    def _plaintext_fault(self, name: str) -> str | None:
+    @field_validator("nats_url", "database_url", "database_owner_url", "redis_url")
+    @classmethod
+    def _a_safe_server(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         """Mail is not asked here: an `smtp:` server elsewhere than on loopback must offer STARTTLS, or gets none."""
-        if self.allow_plaintext or all(map(_is_safe, re.split(r",(?=\w+://)", getattr(self, name).get_secret_value()))):
-            return None
-        how = "sslmode=verify-full" if name == "database_url" else "a tls:// or rediss:// address"
-        return f"{name.upper()} has no verified TLS: use {how}, or set USER_SERVICE_ALLOW_PLAINTEXT=true"
+        url = value.get_secret_value() if value else ""
+        schemes = _SCHEMES[str(info.field_name)]
+        if (info.field_name == "database_owner_url" and not url) or (info.field_name == "redis_url" and url == "none"):
+            return value if url else None
+        if not is_well_formed(url, schemes, hostless="postgresql" in schemes):
+            raise ValueError(f"must read {cls.model_fields[str(info.field_name)].examples[0]}")  # type: ignore[index]
+        if not info.data.get("allow_plaintext", True) and not is_safe(url):
+            how = "sslmode=verify-full" if "postgresql" in schemes else "a tls:// or rediss:// address"
+            raise ValueError(f"has no verified TLS: use {how}, or set USER_SERVICE_ALLOW_PLAINTEXT=true")
+        return value
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _a_mail_server(cls, value: SecretStr) -> SecretStr:
+        mail_server(value.get_secret_value())
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _one_sender(cls, value: str) -> str:
+        try:
+            sender_of(value)
+        except ValueError as error:
+            raise ValueError(f'must read "Name <name@example.com>": {error}') from None
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _a_page_for_links(cls, value: str) -> str:
+        if not is_well_formed(value, frozenset({"http", "https", ""})) or re.search(r"[\s?#]", value):
+            raise ValueError("must read https://host, with a path if need be, and nothing behind it")
+        url = urlsplit(value)
+        if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
+            raise ValueError("must be https except on loopback")
+        return value
+
+    @field_validator("pool_min")
+    @classmethod
+    def _no_more_than_at_most(cls, value: int, info: ValidationInfo) -> int:
+        """The default gives way to a smaller pool by itself; a figure that somebody set does not."""
+        most = info.data.get("pool_max", value)
+        if value > most and value != cls.model_fields["pool_min"].default:
+            raise ValueError(f"must be at most USER_SERVICE_POOL_MAX, which is {most}")
+        return value
 
     @property
     def redis(self) -> str | None:
@@ -194,21 +263,60 @@ class Settings(BaseSettings):
         return Lifetimes(idle=timedelta(seconds=self.idle_seconds))
 
 
-def _is_safe(address: str) -> bool:
-    """Is every server of a URL asked for TLS, or on loopback? One URL may name several (`host,host`)."""
-    url = urlsplit(address)
-    if url.scheme in {"tls", "rediss", "wss"} or re.search(r"(^|&)sslmode=verify-(ca|full)(&|$)", url.query):
-        return True
-    hosts = url.netloc.rpartition("@")[2].split(",")
-    return all(urlsplit(f"//{host}").hostname in LOOPBACK for host in hosts)
-
-
 def read_settings(**overrides: object) -> Settings:
     """Settings from the environment; raises `BadSettings` with every fault by its variable's name."""
-    try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
-    except ValidationError as error:
-        raise BadSettings("\n".join(_fault_line(item["loc"], item["msg"]) for item in error.errors())) from None
+    settings, faults = read_what_is_good(**overrides)
+    if faults:
+        raise BadSettings("\n".join(f"{variable_of(name)}: {fault}" for name in faults for fault in faults[name]))
+    return settings
+
+
+def read_what_is_good(**overrides: object) -> tuple[Settings, dict[str, list[str]]]:
+    """The settings, a default in the place of each that is wrong, and what is wrong with those.
+
+    A server whose address is wrong has a stand-in that leads nowhere: look into the faults before asking it.
+    """
+    faults: dict[str, list[str]] = {}
+    stand_ins: dict[str, Any] = {}
+    for _ in Settings.model_fields:
+        try:
+            return Settings(**(overrides | stand_ins)), faults  # type: ignore[arg-type]  # pydantic checks them
+        except ValidationError as error:
+            for item in error.errors(include_url=False, include_input=False):
+                name = _field_of(str(item["loc"][0]))
+                if name not in stand_ins:
+                    faults.setdefault(name, []).append(_fault(name, item["type"], item["loc"][1:], item["msg"]))
+            stand_ins = {name: _STAND_INS.get(name, Settings.model_fields[name].default) for name in faults}
+    raise AssertionError("a default is not valid")
+
+
+_SCHEMES = {
+    "nats_url": frozenset({"nats", "tls", ""}),
+    "database_url": frozenset({"postgresql", "postgres"}),
+    "database_owner_url": frozenset({"postgresql", "postgres"}),
+    "redis_url": frozenset({"redis", "rediss"}),
+}
+_STAND_INS = {
+    "nats_url": "nats://127.0.0.1:1",
+    "database_url": "postgresql://127.0.0.1:1/none",
+    "redis_url": "none",
+    "smtp_url": "smtp://127.0.0.1:1",
+}
+
+
+def _field_of(location: str) -> str:
+    """Pydantic names a field by its alias where it has one."""
+    return next((name for name in Settings.model_fields if location in {name, variable_of(name)}), location)
+
+
+def _fault(name: str, kind: str, inside: tuple[int | str, ...], message: str) -> str:
+    """What is wrong and what would be right; never the value, which may be a secret."""
+    field = Settings.model_fields[name]
+    if kind == "missing":
+        return f"not set; {field.description}, for example {(field.examples or ['none'])[0]}"
+    words = message.removeprefix("Value error, ").replace("Input should", "should")
+    part = "".join(f"{part + 1}. part " if isinstance(part, int) else f"{part} " for part in inside)
+    return f"{part}{words}"
 
 
 def unknown_variables() -> list[str]:
@@ -221,11 +329,6 @@ def unknown_variables() -> list[str]:
 
 
 _OTHERS = {"USER_SERVICE_TOKEN", "USER_SERVICE_ADMIN_PASSWORD", "USER_SERVICE_SUPERVISED"}
-
-
-def _fault_line(location: tuple[int | str, ...], message: str) -> str:
-    name = variable_of(str(location[0])) if location else ""
-    return f"{name}: {message}" if name else message.removeprefix("Value error, ")
 
 
 def variable_of(name: str) -> str:

@@ -11,22 +11,17 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP as MESSAGE_POLICY
 from ipaddress import ip_address
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 from uuid import UUID
 
-import idna
 from aiosmtplib import SMTP, SMTPException, SMTPRecipientRefused, SMTPResponseException
 
-_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
-_LOCAL_PART = re.compile(rf"{_ATEXT}(\.{_ATEXT})*")
+from adapters.mailboxes import UNSAFE_IN_HEADER, mail_domain, mail_server, mailbox, sender_of
+
 _HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
-# `EmailMessage` lets a line break at a value's end pass, and decodes `=?…?=` into one that it then writes out.
-_UNSAFE_IN_HEADER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|=\?")
-_SENDER = re.compile(r'(?P<name>[^"(),:;<>@\[\\\]]*)<(?P<address>[^<>]+)>|(?P<bare>[^<>]+)')
 # Servers quote what they refuse: the recipient, a link from the body, a token.
 _REVEALING = re.compile(r"\S*[@/]\S*|[\w-]{32,}")
 
-_LOCAL_PART_BYTES_MAX = 64
 _LINE_BYTES_MAX = 998
 _REASON_CHARACTERS_MAX = 200
 _GOODBYE_S = 1.0
@@ -64,27 +59,7 @@ class OutgoingMail:
 
 def message_id(event_id: UUID | str, template: str, domain: str) -> str:
     """The same for every delivery of an event's mail, so that a second copy is recognised as one."""
-    return f"<{event_id}.{template}@{_domain(domain)}>"
-
-
-def mailbox(address: str) -> str:
-    """The one address written here, its domain in ASCII; anything else is a ValueError that does not repeat it."""
-    local_part, _, domain = address.rpartition("@")
-    if (
-        not _LOCAL_PART.fullmatch(local_part)
-        or not local_part.isprintable()
-        or len(local_part.encode()) > _LOCAL_PART_BYTES_MAX
-        or _UNSAFE_IN_HEADER.search(local_part)
-    ):
-        raise ValueError("not exactly one mail address")
-    return f"{local_part}@{_domain(domain)}"
-
-
-def _domain(domain: str) -> str:
-    try:
-        return idna.encode(domain.removesuffix("."), uts46=True, std3_rules=True).decode("ascii")
-    except idna.IDNAError:
-        raise ValueError("not the domain of a mail address") from None
+    return f"<{event_id}.{template}@{mail_domain(domain)}>"
 
 
 def build_message(mail: OutgoingMail, sender: Address) -> EmailMessage:
@@ -113,7 +88,7 @@ def build_message(mail: OutgoingMail, sender: Address) -> EmailMessage:
 
 
 def _add_header(message: EmailMessage, name: str, value: str | Address | datetime) -> None:
-    if not _HEADER_NAME.fullmatch(name) or name in message or _UNSAFE_IN_HEADER.search(str(value)):
+    if not _HEADER_NAME.fullmatch(name) or name in message or UNSAFE_IN_HEADER.search(str(value)):
         raise ValueError(name)
     message[name] = value
 
@@ -141,8 +116,8 @@ class Mailer:
         allow_plaintext: bool = False,
         tls_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._server = _server(url)
-        self._from = _sender(sender)
+        self._server = mail_server(url)
+        self._from = sender_of(sender)
         self._connect_timeout_s = connect_timeout_s
         self._command_timeout_s = command_timeout_s
         self._send_timeout_s = send_timeout_s
@@ -277,26 +252,6 @@ class Mailer:
             client.close()
         else:
             self._kept.append((asyncio.get_running_loop().time(), client))
-
-
-def _server(url: str) -> SplitResult:
-    """The parsed address; a fault in it is told without repeating it, for it holds a password."""
-    with suppress(ValueError):
-        server = urlsplit(url)
-        if server.scheme in {"smtp", "smtps"} and server.hostname and server.port != 0:
-            return server
-    raise ValueError("the SMTP address must read smtp://user:password@host:port or smtps://…")
-
-
-def _sender(sender: str) -> Address:
-    """The From address, written `Name <address>` or bare; names that may read as further addresses are refused."""
-    parts = _SENDER.fullmatch(sender.strip())
-    if parts is None or _UNSAFE_IN_HEADER.search(sender):
-        raise ValueError('the sender must read "Name <address>", its name without any of "(),:;@[\\]')
-    local_part, _, domain = mailbox(parts["address"] or parts["bare"]).rpartition("@")
-    if not local_part.isascii():
-        raise ValueError("the sender's address must be ASCII before the @, so that every server takes it")
-    return Address((parts["name"] or "").strip(), local_part, domain)
 
 
 def _is_loopback(host: str) -> bool:

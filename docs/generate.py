@@ -266,9 +266,11 @@ def settings_page() -> str:
         "| variable | default | meaning |",
         "|---|---|---|",
     ]
-    for name, field in Settings.model_fields.items():
+    for name, field in sorted(Settings.model_fields.items(), key=lambda item: not item[1].is_required()):
         default = "required" if field.is_required() else _setting(field.default)
-        lines.append(f"| `{variable_of(name)}` | {default} | {field.description or ''}{_choices(field)} |")
+        words = [f"{field.description or ''}{_choices(field)}", *_rules(field.annotation, field.metadata)]
+        words += [f"for example `{example}`" for example in field.examples or ()]
+        lines.append(f"| `{variable_of(name)}` | {default} | {'; '.join(words)} |")
     lines += [
         "",
         _SETTINGS_END,

@@ -114,8 +114,8 @@ def migrate(
     import asyncpg
 
     from adapters import migrations
-    from adapters.bus_client import where
     from adapters.postgres import role_of
+    from adapters.server_urls import where
 
     url = os.environ.get("DATABASE_OWNER_URL") or os.environ.get("DATABASE_URL")
     if not url and status:

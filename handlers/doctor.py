@@ -9,11 +9,12 @@ import asyncpg
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from adapters.bus_client import BusFailure, bus_client, where
+from adapters.bus_client import BusFailure, bus_client
 from adapters.keys import BadKeys, read_keys
 from adapters.migrations import MigrationRefused, status
 from adapters.nats import differences
 from adapters.redis import Redis, RedisAway
+from adapters.server_urls import where
 from adapters.settings import Settings, unknown_variables
 from adapters.smtp import Mailer, MailUnavailable
 from handlers.app import EVENT_GROUPS

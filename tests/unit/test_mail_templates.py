@@ -18,7 +18,8 @@ from markupsafe import Markup
 
 from adapters.build_mail import COMPILED, SOURCE, compile_layout
 from adapters.mail_templates import LANGUAGES, RenderedMail, render
-from adapters.smtp import MailRefused, OutgoingMail, build_message, mailbox, message_id
+from adapters.mailboxes import mailbox
+from adapters.smtp import MailRefused, OutgoingMail, build_message, message_id
 
 AT = datetime(2026, 11, 1, 20, 47, tzinfo=UTC)
 LINK = "https://id.example.org/verify-email?token=abc"

@@ -4,7 +4,16 @@ import os
 
 import pytest
 
-from adapters.settings import Argon2Cost, BadSettings, Rate, Settings, read_settings, unknown_variables, variable_of
+from adapters.settings import (
+    Argon2Cost,
+    BadSettings,
+    Rate,
+    Settings,
+    read_settings,
+    read_what_is_good,
+    unknown_variables,
+    variable_of,
+)
 
 GOOD = {
     "NATS_URL": "nats://worker:marker@127.0.0.1:4222",
@@ -67,6 +76,135 @@ def test_all_that_is_wrong_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     ]  # fmt: skip
 
 
+# One value for each setting that it cannot have. Any path may name a key file: `doctor` and `run` look into it.
+WRONG = {
+    "allow_plaintext": "perhaps",
+    "nats_url": "http://w:marker@127.0.0.1:4222",
+    "database_url": "mysql://u:marker@localhost/x",
+    "database_owner_url": "postgresql://u:marker@localhost:port/x",
+    "redis_url": "redis://:marker@127.0.0.1:0",
+    "smtp_url": "http://u:marker@mail.example",
+    "public_url": "https://accounts.example?marker=",
+    "http_port": "65536",
+    "http_host": "",
+    "environment": "one\ntwo",
+    "log_level": "loud",
+    "log_format": "xml",
+    "service_name": "Example\r\nBcc: marker@example.com",
+    "mail_from": "marker@a.example, b@b.example",
+    "rate_limits": "maybe",
+    "limit_login": "0/900",
+    "limit_login_source": "5/0",
+    "limit_register": "5",
+    "limit_general": "5/99999999999",
+    "limit_mail_address": "-1/1",
+    "limit_mail_source": "many",
+    "limit_bus_client": "",
+    "argon2": "m=1,t=1,p=1",
+    "hash_threads": "-1",
+    "hash_queue": "0",
+    "password_policy": "none",
+    "require_verified_email": "2",
+    "requests_max": "0",
+    "request_ms_max": "99",
+    "pool_max": "1",
+    "pool_min": "0",
+    "pool_wait_ms": "soon",
+    "statement_ms_max": "1.5",
+    "delivery_pauses": "1 soon",
+    "duplicate_window_seconds": "0",
+    "relay_fence": "maybe",
+    "stream_bytes_max": "9" * 30,
+    "session_cap": "0",
+    "idle_seconds": "9" * 20,
+}
+
+
+def test_every_setting_that_is_wrong_is_named_at_once_with_what_would_be_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert WRONG.keys() == Settings.model_fields.keys() - {"keys_file"}
+    lines = _faults(monkeypatch, **{variable_of(name): value for name, value in WRONG.items()})
+    assert {line.partition(": ")[0] for line in lines} == {variable_of(name) for name in WRONG}
+    assert all("must" in line or "should" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_good_is_read_beside_what_is_wrong(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for variable, value in (GOOD | {variable_of(name): WRONG[name]}).items():
+        monkeypatch.setenv(variable, value)
+    settings, faults = read_what_is_good()
+    assert set(faults) - {"smtp_url"} <= {name}
+    assert faults[name]
+    assert settings.database_url.get_secret_value() == GOOD["DATABASE_URL"] or name == "database_url"
+
+
+def test_plain_text_is_judged_for_each_server_although_another_setting_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = _faults(
+        monkeypatch,
+        USER_SERVICE_ALLOW_PLAINTEXT="perhaps",
+        NATS_URL="nats://w:marker@nats.example",
+        REDIS_URL="redis://:marker@redis.example",
+    )
+    assert {line.partition(":")[0] for line in lines} == {"USER_SERVICE_ALLOW_PLAINTEXT", "NATS_URL", "REDIS_URL"}
+
+
+def test_a_pool_keeps_no_more_connections_than_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    (fault,) = _faults(monkeypatch, USER_SERVICE_POOL_MIN="30")
+    assert fault == "USER_SERVICE_POOL_MIN: must be at most USER_SERVICE_POOL_MAX, which is 20"
+    monkeypatch.delenv("USER_SERVICE_POOL_MIN")
+    assert _read(monkeypatch, USER_SERVICE_POOL_MAX="3").pool_max == 3
+
+
+def test_a_part_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = _faults(monkeypatch, USER_SERVICE_ARGON2="m=19456,t=0,p=99", USER_SERVICE_DELIVERY_PAUSES="1 2 soon")
+    assert [fault.partition(" should")[0] for fault in faults] == [
+        "USER_SERVICE_ARGON2: passes", "USER_SERVICE_ARGON2: lanes", "USER_SERVICE_DELIVERY_PAUSES: 3. part",
+    ]  # fmt: skip
+
+
+def test_what_is_missing_is_named_with_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = _faults(monkeypatch, NATS_URL=None, REDIS_URL=None)
+    assert faults == [
+        "NATS_URL: not set; NATS, with the worker's credentials, for example tls://worker:password@host:4222",
+        "REDIS_URL: not set; Valkey or Redis; `none` runs without, for example rediss://:password@host:6379/0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("NATS_URL", ""),
+        ("NATS_URL", "nats://w:marker@127.0.0.1:port"),
+        ("NATS_URL", "nats://w:marker@[::1:4222"),
+        ("NATS_URL", "nats://w:marker@127.0.0.1:4222,http://w:marker@127.0.0.1"),
+        ("DATABASE_URL", "user_service"),
+        ("DATABASE_URL", "postgresql://u:marker@localhost:99999/x"),
+        ("REDIS_URL", "127.0.0.1:6379"),
+        ("REDIS_URL", "redis:///0"),
+        ("SMTP_URL", "smtp://user:marker@:25"),
+        ("SMTP_URL", "smtp://user:marker@localhost:port"),
+    ],
+)
+def test_what_is_no_address_is_told_by_one_that_is(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    (fault,) = _faults(monkeypatch, **{name: url})
+    assert fault.startswith(f"{name}: must read ")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "https://", "https://accounts.example#x", "https://a b.example", "https://[::1", "https://h:port"]
+)
+def test_links_need_a_whole_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    (fault,) = _faults(monkeypatch, PUBLIC_URL=url)
+    assert fault.startswith("PUBLIC_URL: must read https://")
+
+
+def test_an_empty_address_of_the_owner_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _read(monkeypatch, DATABASE_OWNER_URL="").database_owner_url is None
+
+
 PLAIN = {
     "NATS_URL": [
         "nats://w:marker@nats.example:4222",
@@ -101,7 +239,7 @@ SAFE = {
 @pytest.mark.parametrize(("name", "url"), [(name, url) for name, urls in PLAIN.items() for url in urls])
 def test_a_server_without_tls_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
     (fault,) = _faults(monkeypatch, **{name: url})
-    assert fault.startswith(f"{name} has no verified TLS")
+    assert fault.startswith(f"{name}: has no verified TLS")
     assert _read(monkeypatch, **{name: url}, USER_SERVICE_ALLOW_PLAINTEXT="true")
 
 
