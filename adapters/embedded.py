@@ -166,8 +166,11 @@ class EmbeddedServers:
             async with asyncio.TaskGroup() as group:
                 for slot in self._slots.values():
                     group.create_task(self._launch(slot))
-        except* EmbeddedFailure as failures:
-            raise failures.exceptions[0] from None
+        except ExceptionGroup as failures:
+            said = [error for error in failures.exceptions if isinstance(error, EmbeddedFailure)]
+            if len(said) < len(failures.exceptions):
+                raise
+            raise said[0] from None
         self._addresses = _addresses(postgres, bus, valkey)
 
     def _valkey(self, state: KeptState, log_path: Path) -> Valkey | None:

@@ -17,6 +17,7 @@ from handlers.terminal import (
     Failure,
     ReadyFile,
     keep_hashing_memory,
+    leaves_of,
     nats_url_of,
     read_ready,
     run_to_end,
@@ -63,9 +64,12 @@ def main() -> None:
     """Run a command; every foreseen failure is one line on stderr and exit 1."""
     try:
         app()
-    except* (Failure, BadSettings) as group:
-        for error in group.exceptions:
-            err.print(str(error), style="red", markup=False)
+    except (Exception, BaseExceptionGroup) as error:
+        leaves = leaves_of(error)
+        if not all(isinstance(leaf, (Failure, BadSettings)) for leaf in leaves):
+            raise
+        for leaf in leaves:
+            err.print(str(leaf), style="red", markup=False)
         sys.exit(1)
 
 
@@ -99,10 +103,7 @@ def run(
         else:
             await serve(settings, keys, chosen, stop=stop, on_ready=_log_ready, with_http=not _is_supervised())
 
-    try:
-        run_to_end(work())
-    except* (Ended, GroupIsSilent, PortTaken) as group:
-        raise Failure("; ".join(str(error) for error in group.exceptions)) from group
+    run_to_end(work(), foreseen=(Ended, GroupIsSilent, PortTaken))
 
 
 @app.command()

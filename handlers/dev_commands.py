@@ -43,11 +43,9 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
         typer.echo(f"stopped; the data is kept in {data_dir}")
 
     try:
-        run_to_end(work())
-    except* (EmbeddedFailure, PortTaken, Ended, GroupIsSilent) as group:
-        raise Failure("; ".join(str(error) for error in group.exceptions)) from group
-    except* ImportError as group:
-        raise Failure("the embedded servers are missing: install user-service[dev]") from group
+        run_to_end(work(), foreseen=(EmbeddedFailure, PortTaken, Ended, GroupIsSilent))
+    except ImportError as error:
+        raise Failure("the embedded servers are missing: install user-service[dev]") from error
 
 
 @dev_app.command("mail")

@@ -46,24 +46,46 @@ def _runs_on_glibc() -> bool:
         return False
 
 
-def run_to_end(work: Coroutine[Any, Any, None]) -> None:
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """What a group holds, however deep; any other exception is its own only leaf.
+
+    Used instead of the starred `except`, which wraps what is raised inside of it in a group before Python 3.11.4.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves_of(inner)]
+    return [error]
+
+
+def run_to_end(work: Coroutine[Any, Any, None], *, foreseen: tuple[type[Exception], ...] = ()) -> None:
     """Run to the end; what is foreseen to go wrong becomes one line, also from inside a task group."""
     import uvloop
+
+    try:
+        uvloop.run(work)
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
+        leaves = leaves_of(error)
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+            sys.exit(130)
+        lines = [_line(leaf, foreseen) for leaf in leaves]
+        if not all(lines):
+            raise
+        raise Failure("; ".join(dict.fromkeys(line for line in lines if line))) from error
+
+
+def _line(error: BaseException, foreseen: tuple[type[Exception], ...]) -> str | None:
+    """What a foreseen failure says; None for all that is a fault of this program."""
     from nats.errors import Error as NatsError
 
     from adapters.bus_client import BusFailure
     from adapters.migrations import MigrationRefused
     from domain.refusals import Unavailable
 
-    try:
-        uvloop.run(work)
-    except* Unavailable as group:
-        cause = type(group.exceptions[0].__cause__ or group.exceptions[0]).__name__
-        raise Failure(f"a server does not answer ({cause}); `user-service doctor` says which") from group
-    except* (BusFailure, MigrationRefused, NatsError, OSError) as group:
-        raise Failure("; ".join(str(error) or type(error).__name__ for error in group.exceptions)) from group
-    except* KeyboardInterrupt:
-        sys.exit(130)
+    if isinstance(error, Unavailable):
+        cause = type(error.__cause__ or error).__name__
+        return f"a server does not answer ({cause}); `user-service doctor` says which"
+    if isinstance(error, (Failure, BusFailure, MigrationRefused, NatsError, OSError, *foreseen)):
+        return str(error) or type(error).__name__
+    return None
 
 
 def read_ready(ready_file: Path | None) -> dict[str, Any]:

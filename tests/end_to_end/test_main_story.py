@@ -47,7 +47,9 @@ async def test_every_change_is_an_event_in_order_and_an_audit_row(dev: Dev, clie
     assert me["profile"]["timezone"] == "Europe/London"
     assert me["user"]["version"] == 5
 
-    events = await stored_events(dev.ready, f"users.events.v1.*.{user_id}")
+    async with asyncio.timeout(10):
+        while len(events := await stored_events(dev.ready, f"users.events.v1.*.{user_id}")) < me["user"]["version"]:
+            await asyncio.sleep(0.02)
     assert [event["version"] for event in events] == [1, 2, 3, 4, 5]
     assert [event["type"] for event in events] == [
         "UserRegistered", "EmailVerificationRequested", "EmailVerified", "UserLogin", "ProfileUpdated",
