@@ -33,6 +33,10 @@ async def bus_client(url: str) -> AsyncIterator[Client]:
             pending_size=0, inbox_prefix=inbox_of(url), reconnect_time_wait=0, error_cb=_quiet,
         )  # fmt: skip
     except (NatsError, OSError, TimeoutError) as error:
+        if "authorization" in str(error).lower():
+            raise BusFailure(
+                f"NATS at {where(url)} refuses this user; correct user and password in NATS_URL"
+            ) from error
         raise BusFailure(f"no NATS server answers at {where(url)} ({type(error).__name__})") from error
     try:
         yield client

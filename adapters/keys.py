@@ -135,10 +135,14 @@ def read_keys(path: Path) -> Keys:
             raise BadKeys(f"{path} is open to every user of this machine; chmod 600 it")
         raw = json.loads(path.read_text())
         rings: dict[str, Ring] = {p: _read_ring(p, raw) for p in (*ASYMMETRIC, *SYMMETRIC)}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except FileNotFoundError:
         raise BadKeys(
-            f"{path} is no key file ({type(error).__name__}); make one with `user-service keys init`"
+            f"{path} is not there; restore it from its backup; a new system makes one with `user-service keys init`"
         ) from None
+    except OSError as error:
+        raise BadKeys(f"{path} cannot be read ({error.strerror}); let the service's user read it") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadKeys(f"{path} is damaged ({type(error).__name__}); restore it from its backup") from None
     return Keys(rings)
 
 

@@ -319,6 +319,14 @@ def _fault(name: str, kind: str, inside: tuple[int | str, ...], message: str) ->
     return f"{part}{words}"
 
 
+def advice_for(name: str) -> str:
+    """What to do about a setting that is wrong."""
+    field = Settings.model_fields[name]
+    if field.is_required():
+        return f"set {variable_of(name)}: {field.description}"
+    return f"correct {variable_of(name)}, or leave it out for its default ({field.description})"
+
+
 def unknown_variables() -> list[str]:
     """Variables with our prefix that are none of our settings: a typing error, or one of a later release."""
     known = {variable_of(name) for name in Settings.model_fields} | _OTHERS

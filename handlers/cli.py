@@ -6,11 +6,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
-from adapters.settings import BadSettings, Settings, read_settings, variable_of
+from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of
 from handlers.dev_commands import dev_app
 from handlers.terminal import (
     AsJson,
@@ -122,7 +123,7 @@ def migrate(
     if not url and status:
         url = str(read_ready(None)["databaseUrl"])
     if not url:
-        raise Failure("DATABASE_OWNER_URL (or DATABASE_URL): Field required; `make run` migrates by itself")
+        raise Failure("DATABASE_OWNER_URL (or DATABASE_URL): not set; `make run` migrates by itself")
     app_role = role_of(os.environ.get("DATABASE_URL") or url)
 
     async def work() -> None:
@@ -283,16 +284,16 @@ def keys_init(path: Annotated[Path, typer.Argument(help="A new file; one that is
 
 @app.command()
 def doctor(as_json: AsJson = False, ready_file: ReadyFile = None) -> None:
-    """Look at settings, servers, schema, streams, consumers and clock; say what to do about each fault."""
+    """Look at settings, keys, servers, schema, streams, consumers, port and clock; say what to do about each fault."""
     from dataclasses import asdict
 
     from handlers.doctor import Finding, examine
 
-    settings, nats_url = _settings_to_examine(ready_file)
+    settings, faults, nats_url = _settings_to_examine(ready_file)
     findings: list[Finding] = []
 
     async def work() -> None:
-        async for finding in examine(settings, nats_url):
+        async for finding in examine(settings, faults, nats_url):
             findings.append(finding)
             if not as_json:
                 typer.echo(f"{'ok   ' if finding.good else 'FAULT'}  {finding.what}: {finding.says}")
@@ -336,27 +337,32 @@ def _keys(settings: Settings) -> "Keys":
     from adapters.keys import BadKeys, read_keys
 
     if settings.keys_file is None:
-        raise Failure("USER_SERVICE_KEYS_FILE: Field required; `user-service keys init FILE` makes one")
+        raise Failure("USER_SERVICE_KEYS_FILE: not set; `user-service keys init FILE` makes one")
     try:
         return read_keys(settings.keys_file)
     except BadKeys as error:
         raise Failure(str(error)) from error
 
 
-def _settings_to_examine(ready_file: Path | None) -> tuple[Settings, str]:
-    if ready_file is None and os.environ.get("NATS_URL"):
-        settings = read_settings()
-        return settings, settings.nats_url.get_secret_value()
+def _settings_to_examine(ready_file: Path | None) -> tuple[Settings, dict[str, list[str]], str]:
+    """The settings with what is wrong with them; where the environment names no server, those of a running dev."""
+    if ready_file is None and any(os.environ.get(variable_of(name)) for name in _SERVERS):
+        settings, faults = read_what_is_good()
+        return settings, faults, settings.nats_url.get_secret_value()
     found = read_ready(ready_file)
     operator = str(found["natsUrls"]["operator"])
-    settings = read_settings(
+    settings, faults = read_what_is_good(
         nats_url=operator,
         database_url=found["databaseUrl"],
         redis_url=found["redisUrl"] or "none",
         smtp_url=found["smtpUrl"],
+        http_port=urlsplit(str(found["httpUrl"])).port,
         keys_file=Path(str(found["mailDir"])).parent / "keys.json",
     )
-    return settings, operator
+    return settings, faults, operator
+
+
+_SERVERS = ("nats_url", "database_url", "redis_url", "smtp_url")
 
 
 def _header(line: str) -> tuple[str, str]:

@@ -1,7 +1,9 @@
 """`user-service doctor`: everything the service needs, asked one by one, each fault with what to do about it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import errno
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,14 +14,19 @@ from nats.errors import Error as NatsError
 from adapters.bus_client import BusFailure, bus_client
 from adapters.keys import BadKeys, read_keys
 from adapters.migrations import MigrationRefused, status
-from adapters.nats import differences
+from adapters.nats import FETCHES, differences
 from adapters.redis import Redis, RedisAway
 from adapters.server_urls import where
-from adapters.settings import Settings, unknown_variables
+from adapters.settings import Settings, advice_for, unknown_variables, variable_of
 from adapters.smtp import Mailer, MailUnavailable
-from handlers.app import EVENT_GROUPS
 
 CLOCK_S_MAX = 1.0
+WAIT_S = 3.0
+"""How long one answer is waited for."""
+EXAMINATION_S = 8.0
+"""How long one server is looked at; they are looked at side by side."""
+
+_REFUSED = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +39,56 @@ class Finding:
     advice: str = ""
 
 
-async def examine(settings: Settings, nats_url: str) -> AsyncIterator[Finding]:
-    """Every finding, in the order in which things depend on each other."""
-    yield _variables()
-    yield _keys(settings)
-    async for finding in _database(settings):
-        yield finding
-    async for finding in _bus(settings, nats_url):
-        yield finding
-    yield await _redis(settings)
-    yield await _smtp(settings)
+Findings = AsyncIterator[Finding]
 
 
-def _variables() -> Finding:
+async def examine(settings: Settings, faults: Mapping[str, Sequence[str]], nats_url: str) -> Findings:
+    """Every finding, in the order in which things depend on each other; no server is asked at a faulty address."""
+    for finding in _settings(faults):
+        yield finding
+    if "keys_file" not in faults:
+        yield _keys(settings)
+    examinations = {
+        "database_url": ("postgresql", _database(settings)),
+        "database_owner_url": ("schema owner", _owner(settings)),
+        "nats_url": ("nats", _bus(settings, nats_url)),
+        "redis_url": ("redis", _redis(settings)),
+        "smtp_url": ("smtp", _smtp(settings)),
+        "http_port": ("http", _http(settings)),
+    }
+    wanted = [_whole(what, variable_of(name), it) for name, (what, it) in examinations.items() if name not in faults]
+    for findings in await asyncio.gather(*wanted):
+        for finding in findings:
+            yield finding
+
+
+async def _whole(what: str, variable: str, examination: Findings) -> list[Finding]:
+    """All that an examination finds: one that hangs or fails in a way that nobody thought of is a finding, too."""
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(EXAMINATION_S):
+            async for finding in examination:
+                found.append(finding)  # noqa: PERF401 - what came before a failure is kept
+    except Exception as error:  # noqa: BLE001 - a doctor falls over nothing that it looks at
+        found.append(Finding(what, False, _said(error), f"find out why it does not answer, or correct {variable}"))
+    return found
+
+
+def _said(error: BaseException) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+
+
+def _settings(faults: Mapping[str, Sequence[str]]) -> list[Finding]:
+    found = [
+        Finding(f"setting {variable_of(name)}", False, said, advice_for(name))
+        for name in faults
+        for said in faults[name]
+    ]
     unknown = unknown_variables()
     if unknown:
         says = f"no setting of this release: {', '.join(unknown)}"
-        return Finding("settings", False, says, "correct the name; `user-service config` lists all there are")
-    return Finding("settings", True, "all are known and valid")
+        found.append(Finding("settings", False, says, "correct the name; `user-service config` lists all there are"))
+    return found or [Finding("settings", True, "all are known and valid")]
 
 
 def _keys(settings: Settings) -> Finding:
@@ -59,17 +98,22 @@ def _keys(settings: Settings) -> Finding:
     try:
         read_keys(path)
     except BadKeys as error:
-        return Finding("keys", False, str(error), "restore the file from its backup; new keys end all sessions")
+        return _finding("keys", error, "restore the file from its backup: new keys end all sessions")
     return Finding("keys", True, str(path))
 
 
-async def _database(settings: Settings) -> AsyncIterator[Finding]:
+def _finding(what: str, error: Exception, advice: str) -> Finding:
+    """A failure that says what is wrong and, after a semicolon, what to do."""
+    says, _, ours = str(error).partition("; ")
+    return Finding(what, False, says, ours or advice)
+
+
+async def _database(settings: Settings) -> Findings:
     url = settings.database_url.get_secret_value()
     try:
-        connection = await asyncpg.connect(url, timeout=3, command_timeout=5)
-    except (OSError, TimeoutError, asyncpg.PostgresError, ValueError) as error:
-        said = f"{where(url)}: {type(error).__name__}"
-        yield Finding("postgresql", False, said, "start it, or correct DATABASE_URL (role, password, database, TLS)")
+        connection = await asyncpg.connect(url, timeout=WAIT_S, command_timeout=WAIT_S)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        yield Finding("postgresql", False, f"{where(url)}: {_said(error)}", _connection_advice(error, "DATABASE_URL"))
         return
     try:
         version = await connection.fetchval("SHOW server_version")
@@ -79,9 +123,28 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(
             "clock", apart_s <= CLOCK_S_MAX, f"{apart_s:.2f} s from PostgreSQL's", "run a time service on both machines"
         )
+        schema = await _schema(url)
+        yield schema
+        if schema.good:
+            yield await _rights(connection)
     finally:
-        await connection.close(timeout=3)
-    yield await _schema(url)
+        await connection.close(timeout=WAIT_S)
+
+
+def _connection_advice(error: Exception, variable: str) -> str:
+    match error:
+        case _ if isinstance(error, _REFUSED):
+            return f"correct role and password in {variable}, and what pg_hba.conf allows them"
+        case asyncpg.InvalidCatalogNameError():
+            return f"correct the database's name in {variable}, or create it"
+        case asyncpg.TooManyConnectionsError():
+            return "raise the server's max_connections, or lower USER_SERVICE_POOL_MAX"
+        case asyncpg.InterfaceError():
+            return f"correct {variable}; sslmode=verify-full needs the authority's certificate, sslrootcert=FILE"
+        case TimeoutError():
+            return f"start it again, or find out why it hangs; else correct the host in {variable}"
+        case _:
+            return f"start it, or correct host and port in {variable}"
 
 
 async def _schema(url: str) -> Finding:
@@ -89,16 +152,56 @@ async def _schema(url: str) -> Finding:
     try:
         found = await status(url)
     except MigrationRefused as error:
-        return Finding("schema", False, str(error), advice)
+        return _finding("schema", error, advice)
     except asyncpg.PostgresError as error:
-        return Finding("schema", False, type(error).__name__, advice)
+        return Finding("schema", False, f"schema_migrations cannot be read ({type(error).__name__})", advice)
     waiting = [migration.name for migration in found if migration.applied_at is None]
     if waiting:
-        return Finding("schema", False, f"not applied yet: {', '.join(waiting)}", advice)
+        return Finding("schema", False, f"too old, not applied yet: {', '.join(waiting)}", advice)
     return Finding("schema", True, f"at {found[-1].name}")
 
 
-async def _bus(settings: Settings, nats_url: str) -> AsyncIterator[Finding]:
+_RIGHTS = """
+SELECT current_user AS role,
+       has_table_privilege('users', 'UPDATE') AND has_table_privilege('events', 'INSERT') AS enough,
+       has_table_privilege('events', 'UPDATE') OR has_table_privilege('audit_logs', 'DELETE')
+           OR pg_has_role(relowner, 'MEMBER') AS too_much
+FROM pg_class WHERE oid = 'events'::regclass"""
+
+
+async def _rights(connection: asyncpg.Connection) -> Finding:
+    """The service's own role must not be able to undo what protects history."""
+    [found] = await connection.fetch(_RIGHTS)
+    role = str(found["role"])
+    if found["too_much"]:
+        advice = "name the application's role in DATABASE_URL, and the owner only in DATABASE_OWNER_URL"
+        return Finding("role", False, f"{role} may change what must never change (events, audit_logs)", advice)
+    if not found["enough"]:
+        advice = "grant what the migrations grant: they do it for the role that DATABASE_URL names when they run"
+        return Finding("role", False, f"{role} may not write users and events", advice)
+    return Finding("role", True, f"{role} may do what it needs and no more")
+
+
+async def _owner(settings: Settings) -> Findings:
+    if settings.database_owner_url is None:
+        return
+    url = settings.database_owner_url.get_secret_value()
+    try:
+        connection = await asyncpg.connect(url, timeout=WAIT_S, command_timeout=WAIT_S)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        advice = _connection_advice(error, "DATABASE_OWNER_URL")
+        yield Finding("schema owner", False, f"{where(url)}: {_said(error)}", advice)
+        return
+    try:
+        may = await connection.fetchval("SELECT has_schema_privilege('public', 'CREATE')")
+        role = await connection.fetchval("SELECT current_user")
+        says = f"{role} {'may' if may else 'may not'} change the schema"
+        yield Finding("schema owner", may, says, "name the schema's owner in DATABASE_OWNER_URL")
+    finally:
+        await connection.close(timeout=WAIT_S)
+
+
+async def _bus(settings: Settings, nats_url: str) -> Findings:
     try:
         async with bus_client(nats_url) as client:
             server = str(client.connected_server_version).strip("<>").removeprefix("nats server v")
@@ -106,42 +209,99 @@ async def _bus(settings: Settings, nats_url: str) -> AsyncIterator[Finding]:
             for finding in await _streams(client, settings):
                 yield finding
     except BusFailure as error:
-        yield Finding("nats", False, str(error), "start it, or correct NATS_URL (user, password, TLS)")
+        yield _finding("nats", error, "start it, or correct NATS_URL (host, port, TLS)")
 
 
 async def _streams(client: Client, settings: Settings) -> list[Finding]:
     advice = "start `user-service run`: it makes and mends streams and consumers; see who changes them by hand"
     try:
-        async with asyncio.timeout(5):
-            found = await differences(client.jetstream(), settings, EVENT_GROUPS)
+        async with asyncio.timeout(WAIT_S):
+            found = await differences(client.jetstream(), settings, tuple(FETCHES))
     except (NatsError, TimeoutError) as error:
-        return [Finding("jetstream", False, type(error).__name__, "enable JetStream, and let this user ask for it")]
+        advice = "enable JetStream in the server, and use a user who may ask for it: NATS_URL names the worker"
+        return [Finding("jetstream", False, _said(error), advice)]
     if not found:
         return [Finding("jetstream", True, "streams and consumers are as this release wants them")]
     return [Finding(item.what, False, f"is {item.found}, not {item.wanted}", advice) for item in found]
 
 
-async def _redis(settings: Settings) -> Finding:
+async def _redis(settings: Settings) -> Findings:
     if settings.redis is None:
-        return Finding("redis", True, "not configured: the service runs without")
+        yield Finding("redis", True, "not configured: the service runs without")
+        return
     client = Redis(settings.redis)
     try:
         await client.ping()
     except RedisAway as error:
-        said = f"{where(settings.redis)}: {type(error.__cause__).__name__}"
-        return Finding("redis", False, said, "start it or correct REDIS_URL; until then limits are kept per process")
+        kind = type(error.__cause__).__name__
+        is_refused = kind in {"AuthenticationError", "NoPermissionError", "ResponseError"}
+        do = "correct user, password and database in REDIS_URL" if is_refused else "start it or correct REDIS_URL"
+        yield Finding("redis", False, f"{where(settings.redis)}: {kind}", f"{do}; until then limits are per process")
+    else:
+        yield Finding("redis", True, where(settings.redis))
     finally:
         await client.close()
-    return Finding("redis", True, where(settings.redis))
 
 
-async def _smtp(settings: Settings) -> Finding:
+async def _smtp(settings: Settings) -> Findings:
     url = settings.smtp_url.get_secret_value()
-    mailer = Mailer(url, sender=settings.mail_from, allow_plaintext=settings.allow_plaintext)
+    mailer = Mailer(
+        url, sender=settings.mail_from, allow_plaintext=settings.allow_plaintext,
+        connect_timeout_s=WAIT_S, command_timeout_s=WAIT_S,
+    )  # fmt: skip
     try:
         await mailer.probe()
     except MailUnavailable as error:
-        return Finding("smtp", False, f"{where(url)}: {error}", "start it or correct SMTP_URL; mail waits meanwhile")
+        is_refused = str(error).startswith("5")
+        do = "correct user and password in SMTP_URL" if is_refused else "start it or correct SMTP_URL"
+        yield Finding("smtp", False, f"{where(url)}: {error}", f"{do}; mail waits meanwhile")
+    else:
+        yield Finding("smtp", True, where(url))
     finally:
         await mailer.close()
-    return Finding("smtp", True, where(url))
+
+
+async def _http(settings: Settings) -> Findings:
+    """The port is free, or it is this service that listens there already."""
+    host, port = settings.http_host, settings.http_port
+    if port == 0:
+        yield Finding("http", True, "a free port at each start")
+        return
+    fault = await _cannot_listen(host, port)
+    if fault is None:
+        yield Finding("http", True, f"{host}:{port} is free")
+    elif fault.errno == errno.EADDRINUSE and await _is_ours(host, port):
+        yield Finding("http", True, f"{host}:{port}, where the service listens")
+    elif fault.errno == errno.EADDRINUSE:
+        yield Finding("http", False, f"{host}:{port} is taken by another program", "set HTTP_PORT to a free port")
+    else:
+        says = f"cannot listen on {host}:{port} ({fault.strerror})"
+        yield Finding(
+            "http", False, says, "set USER_SERVICE_HTTP_HOST to an address of this machine, HTTP_PORT above 1023"
+        )
+
+
+async def _cannot_listen(host: str, port: int) -> OSError | None:
+    loop = asyncio.get_running_loop()
+    try:
+        for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+async def _is_ours(host: str, port: int) -> bool:
+    """Only our health page has `uptime` beside `checks`."""
+    connectable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    try:
+        async with asyncio.timeout(WAIT_S):
+            reader, writer = await asyncio.open_connection(connectable, port)
+            writer.write(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            said = await reader.read(65_536)
+            writer.close()
+    except OSError:
+        return False
+    return b'"uptime"' in said and b'"checks"' in said

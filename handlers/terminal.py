@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -58,8 +59,15 @@ def leaves_of(error: BaseException) -> list[BaseException]:
 
 def run_to_end(work: Coroutine[Any, Any, None], *, foreseen: tuple[type[Exception], ...] = ()) -> None:
     """Run to the end; what is foreseen to go wrong becomes one line, also from inside a task group."""
+    import structlog
     import uvloop
 
+    if not structlog.is_configured():
+        # Standard output is the command's own, for people and programs; what went wrong is in its line.
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
     try:
         uvloop.run(work)
     except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:

@@ -28,24 +28,6 @@ def require_one_line(err: str, *words: str) -> None:
     assert all(word in err for word in words), err
 
 
-async def test_doctor_names_a_stopped_server_and_says_what_to_do(house: House) -> None:
-    everything = {"postgresql", "nats", "redis", "smtp"}
-    async with house.without("postgres"), house.without("valkey"):
-        await require_doctor_names(house, {"postgresql", "redis"}, everything)
-    async with house.without("nats"), house.without_mail():
-        await require_doctor_names(house, {"nats", "smtp"}, everything)
-
-
-async def require_doctor_names(house: House, stopped: set[str], everything: set[str]) -> None:
-    code, said, err = await house.command("doctor")
-    assert code == 1, err
-    lines = said.splitlines()
-    for finding in stopped:
-        [at] = [number for number, line in enumerate(lines) if line.startswith(f"FAULT  {finding}: ")]
-        assert lines[at + 1].startswith("       → start it")
-    assert all(f"ok     {finding}: " in said for finding in everything - stopped), said
-
-
 async def test_run_lists_every_missing_setting_at_once() -> None:
     code, _, err = await command("run")
     assert code == 1
