@@ -7,6 +7,7 @@ import pytest
 
 from adapters.telemetry import Metrics
 from contracts.events import EVENTS
+from contracts.wire import ErrorCode
 from docs.generate import PAGES, WHEN
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +43,11 @@ def test_every_metric_is_explained() -> None:
     for family in Metrics().registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert f"`{name}`" in page, name
+
+
+def test_every_error_code_is_explained_with_its_number() -> None:
+    page = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
+    explained = {name: int(number) for name, number in re.findall(r"^\| `([A-Z_]+)` \| (\d{3}) \|", page, re.MULTILINE)}
+    assert explained.items() <= {code.name: code.number for code in ErrorCode}.items()
+    for code in ErrorCode:
+        assert f"`{code.name}`" in page, code.name
