@@ -319,6 +319,23 @@ def _fault(name: str, kind: str, inside: tuple[int | str, ...], message: str) ->
     return f"{part}{words}"
 
 
+def written(value: object) -> str:
+    """A setting's value as its variable would say it."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case Rate():
+            return f"{value.tries_max}/{value.window_s}"
+        case Argon2Cost():
+            return f"m={value.memory_kib},t={value.passes},p={value.lanes}"
+        case tuple():
+            return " ".join(f"{part:g}" for part in value)
+        case _:
+            return str(value)
+
+
 def advice_for(name: str) -> str:
     """What to do about a setting that is wrong."""
     field = Settings.model_fields[name]

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from adapters.settings import Argon2Cost, Rate, Settings, variable_of
+from adapters.settings import Settings, variable_of, written
 from contracts.api import OPERATIONS
 from contracts.events import EVENTS, Event, Metadata, personal_fields
 from contracts.operations import Caller, Operation
@@ -267,7 +267,7 @@ def settings_page() -> str:
         "|---|---|---|",
     ]
     for name, field in sorted(Settings.model_fields.items(), key=lambda item: not item[1].is_required()):
-        default = "required" if field.is_required() else _setting(field.default)
+        default = "required" if field.is_required() else _as_code(field.default)
         words = [f"{field.description or ''}{_choices(field)}", *_rules(field.annotation, field.metadata)]
         words += [f"for example `{example}`" for example in field.examples or ()]
         lines.append(f"| `{variable_of(name)}` | {default} | {'; '.join(words)} |")
@@ -278,18 +278,8 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _setting(value: object) -> str:
-    match value:
-        case None:
-            return "none"
-        case Rate():
-            return f"`{value.tries_max}/{value.window_s}`"
-        case Argon2Cost():
-            return f"`m={value.memory_kib},t={value.passes},p={value.lanes}`"
-        case tuple():
-            return f"`{' '.join(f'{part:g}' for part in value)}`"
-        case _:
-            return f"`{_json(value)}`"
+def _as_code(value: object) -> str:
+    return "none" if value is None else f"`{written(value)}`"
 
 
 def _choices(field: FieldInfo) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of
+from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of, written
 from handlers.dev_commands import dev_app
 from handlers.terminal import (
     AsJson,
@@ -310,27 +309,29 @@ def doctor(as_json: AsJson = False, ready_file: ReadyFile = None) -> None:
 @app.command()
 def config(as_json: AsJson = False) -> None:
     """Every setting with its meaning, its default, and the value in force (secrets as ***)."""
-    settings: Settings | None = None
-    with suppress(BadSettings):  # what is wrong or missing shows by its own row
-        settings = read_settings()
-    rows = []
-    for name, field in Settings.model_fields.items():
-        default = "none" if field.is_required() else str(field.default)
-        now = str(getattr(settings, name)) if settings else os.environ.get(variable_of(name), "")
-        secret = "url" in name and name != "public_url"
-        rows.append(
-            {
-                "variable": variable_of(name),
-                "default": default,
-                "value": "***" if secret and now else now,
-                "meaning": field.description or "",
-            }
-        )
+    settings, faults = read_what_is_good()
+    rows = [_row(name, settings, faults.get(name, [])) for name in Settings.model_fields]
     if as_json:
         typer.echo(json.dumps(rows))
         return
     for row in rows:
         typer.echo(f"{row['variable']}\n    {row['meaning']}\n    default {row['default']}; now {row['value'] or '-'}")
+        if row["fault"]:
+            typer.echo(f"    FAULT  {row['fault']}")
+
+
+def _row(name: str, settings: Settings, faults: list[str]) -> dict[str, str]:
+    """What there is to say about a setting; of a wrong one, the value as it was written."""
+    field = Settings.model_fields[name]
+    value = os.environ.get(variable_of(name), "") if faults else written(getattr(settings, name))
+    is_secret = "url" in name and name != "public_url" and value not in {"", "none"}
+    return {
+        "variable": variable_of(name),
+        "default": "none, it must be set" if field.is_required() else written(field.default),
+        "value": "***" if is_secret else value,
+        "meaning": field.description or "",
+        "fault": "; ".join(faults),
+    }
 
 
 def _keys(settings: Settings) -> "Keys":

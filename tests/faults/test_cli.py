@@ -34,6 +34,22 @@ async def test_run_lists_every_missing_setting_at_once() -> None:
     assert {line.split(":")[0] for line in err.splitlines()} == {"NATS_URL", "DATABASE_URL", "REDIS_URL", "SMTP_URL"}
 
 
+async def test_config_shows_values_as_they_are_written_and_what_is_wrong_with_them(house: House) -> None:
+    code, said, err = await house.command(
+        "config", "--json", USER_SERVICE_POOL_MAX="many", USER_SERVICE_LIMIT_LOGIN="7/60"
+    )
+    assert code == 0, err
+    rows = {row["variable"]: row for row in json.loads(said)}
+    assert rows["USER_SERVICE_LIMIT_LOGIN"]["default"] == "5/900"
+    assert rows["USER_SERVICE_LIMIT_LOGIN"]["value"] == "7/60"
+    assert rows["USER_SERVICE_ARGON2"]["default"] == "m=19456,t=2,p=1"
+    assert rows["USER_SERVICE_DELIVERY_PAUSES"]["value"] == house.env["USER_SERVICE_DELIVERY_PAUSES"]
+    assert rows["DATABASE_URL"]["value"] == "***"
+    assert rows["USER_SERVICE_POOL_MAX"]["value"] == "many"
+    assert "integer" in rows["USER_SERVICE_POOL_MAX"]["fault"]
+    assert [name for name, row in rows.items() if row["fault"]] == ["USER_SERVICE_POOL_MAX"]
+
+
 async def test_run_refuses_plain_text_to_elsewhere(house: House) -> None:
     # SMTP is not among them: elsewhere than on loopback the mailer demands STARTTLS, or sends nothing.
     plain = {
