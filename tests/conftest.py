@@ -1,7 +1,19 @@
-"""For all tests: how hypothesis looks for examples."""
+"""What all tests need of the machine, said in one line before the first one fails for the lack of it."""
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from adapters.embedded_valkey import valkey_program
 
 # A machine that others share makes examples slowly at times; that says nothing of the test.
 settings.register_profile("shared", suppress_health_check=[HealthCheck.too_slow], deadline=None)
 settings.load_profile("shared")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Only unit tests do without Valkey, which has no package for every Python and platform."""
+    if valkey_program() is None and any("unit" not in item.path.parts for item in items):
+        raise pytest.UsageError(
+            "these tests need valkey-server or redis-server on the PATH: there is no package of it for this Python and "
+            'platform; `make test ARGS="tests/unit"` runs without'
+        )
