@@ -18,6 +18,7 @@ from adapters.embedded_state import LOOPBACK, EmbeddedFailure, KeptState, make_p
 ROLES = ("worker", "gateway", "admin-gateway", "listener", "operator", "dev")
 
 _PROGRAM_VARIABLE = "USER_SERVICE_DEV_NATS_SERVER"
+_MAX_PAYLOAD_VARIABLE = "USER_SERVICE_DEV_NATS_MAX_PAYLOAD"
 _ROLES_FILE = Path(__file__).with_name("bus_roles.conf")
 
 # One user who may do what gateway, admin gateway, listener and operator may together, with the default inbox but not
@@ -139,7 +140,7 @@ class Bus:
         lines = [
             "server_name: user-service-dev",
             f'listen: "{LOOPBACK}:{self.port}"',
-            "max_payload: 1MB",
+            f"max_payload: {os.environ.get(_MAX_PAYLOAD_VARIABLE, '1MB')}",
             "jetstream {",
             *store,
             "}",

@@ -47,6 +47,12 @@ SPARE_DELIVERIES = 4
 class MessageTooLarge(Exception):
     """Headers and body together would pass the server's limit, which would cut the connection for good."""
 
+    def __init__(self, size: int, *, max_payload: int) -> None:
+        super().__init__(f"{size} bytes, where max_payload is {max_payload}")
+        self.size = size
+        self.max_payload = max_payload
+        self.max_payload_needed = size + _RESERVED_BYTES
+
 
 class SturdyClient(Client):
     """Two mendings of the library, whose read loop ends for good over either, while it says that it is connected."""
@@ -161,7 +167,7 @@ def require_fits(client: Client, body: bytes, headers: Mapping[str, str]) -> Non
     """Measure headers and body together; nats-py measures the body alone."""
     size = len(body) + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items()) + 16
     if size > client.max_payload - _RESERVED_BYTES:
-        raise MessageTooLarge(f"{size} bytes")
+        raise MessageTooLarge(size, max_payload=client.max_payload)
 
 
 async def send(

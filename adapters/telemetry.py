@@ -116,6 +116,9 @@ class Metrics:
             "Messages on a user's subject that are none of our events",
             registry=registry,
         )
+        self.relay_oversized = Gauge(
+            "relay_oversized_events", "Events that are too large for the bus and hold up their users", registry=registry
+        )
         self.deliveries = Counter(
             "event_deliveries_total", "Deliveries by what became of them", ["group", "outcome"], registry=registry
         )

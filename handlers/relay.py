@@ -39,13 +39,15 @@ PUBLISH_S = 2.0
 PASS_S = 6.0
 """Below PostgreSQL's idle-in-transaction limit: the locks are given back by us, not taken from us."""
 _HEARD_MAX = 10_000
+ASIDE_MAX = 10_000
+"""Users whose next event is too large for the bus, remembered so that they take no place in a pass."""
 _WRONG_LAST_SEQUENCE = 10071
 _FENCE_TRIES_MAX = 3
 
 # Heads first, then their rows in a second statement: what was committed while we waited for the lock is seen.
 _LOCK = """
 SELECT user_id, version, stream_sequence FROM relay_heads
-WHERE user_id IN (SELECT user_id FROM outbox ORDER BY position LIMIT $1)
+WHERE user_id IN (SELECT user_id FROM outbox WHERE user_id <> ALL($3) ORDER BY position LIMIT $1)
 ORDER BY user_id LIMIT $2 FOR UPDATE SKIP LOCKED"""
 _SENT = """
 WITH gone AS (DELETE FROM outbox WHERE position = ANY($1))
@@ -80,6 +82,8 @@ class Relay:
         self._fence = fence
         self._woken = asyncio.Event()
         self._heard: BoundedDict[str, int] = BoundedDict(_HEARD_MAX)
+        self._aside: set[UUID] = set()
+        self._max_payload = 0
 
     def wake(self) -> None:
         """Something was committed, here or elsewhere. A hint only: the relay polls as well."""
@@ -125,8 +129,9 @@ class Relay:
         """One pass over some users; True when there may be more to do at once."""
         if not self._client.is_connected:
             return False  # what is buffered while away would be sent later, and twice
+        self._look_at_the_limit()
         async with self._database.transaction() as connection:
-            heads = [Head(*row) for row in await connection.fetch(_LOCK, EVENTS_MAX, USERS_MAX)]
+            heads = [Head(*row) for row in await connection.fetch(_LOCK, EVENTS_MAX, USERS_MAX, list(self._aside))]
             if not heads:
                 return False
             events = await unsent_events(
@@ -137,6 +142,29 @@ class Relay:
         self._metrics.relay_published.inc(len(sent))
         await self._invalidate(heads, sent)
         return len(sent) == len(events) and (len(events) == EVENTS_MAX or len(heads) == USERS_MAX)
+
+    def _look_at_the_limit(self) -> None:
+        """A server that comes back with another limit may take what was too large before."""
+        if self._client.max_payload != self._max_payload:
+            self._max_payload = self._client.max_payload
+            self._aside.clear()
+            self._metrics.relay_oversized.set(0)
+
+    def _set_aside(self, stored: StoredEvent, error: MessageTooLarge) -> None:
+        """Leave a user's events alone until the limit changes: they keep their order, and nobody else waits."""
+        log.error(
+            "an event is too large for the bus",
+            eventId=str(stored.event.id),
+            type=stored.event.type,
+            userId=str(stored.event.aggregate_id),
+            size=error.size,
+            maxPayload=error.max_payload,
+            advice=f"set max_payload of nats-server to {error.max_payload_needed} or more and restart it; "
+            "the event and its user's later ones wait, and go out by themselves then",
+        )
+        if len(self._aside) < ASIDE_MAX:
+            self._aside.add(stored.event.aggregate_id)
+        self._metrics.relay_oversized.set(len(self._aside))
 
     async def _invalidate(self, heads: Sequence[Head], sent: Sequence[StoredEvent]) -> None:
         """Say what the writer should have said right after its commit: it may have died before, or been cut off."""
@@ -161,7 +189,9 @@ class Relay:
                         if stored.event.version > head.version:
                             await self._publish(head, stored)
                         sent.append(stored)
-            except (NatsError, TimeoutError, OSError, MessageTooLarge, Unavailable, Overloaded, Stale) as error:
+            except MessageTooLarge:
+                return  # this user is set aside, and the log says why
+            except (NatsError, TimeoutError, OSError, Unavailable, Overloaded, Stale) as error:
                 log.warning("event not announced yet", userId=str(head.user_id), error=type(error).__name__)
 
         async with asyncio.TaskGroup() as users:  # none of them may go on once the locks are given back
@@ -186,7 +216,11 @@ class Relay:
             if self._fence:
                 headers[Header.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(head.sequence)
                 headers["Nats-Expected-Last-Subject-Sequence-Subject"] = _chain(head.user_id)
-            require_fits(self._client, stored.body, headers)
+            try:
+                require_fits(self._client, stored.body, headers)
+            except MessageTooLarge as error:
+                self._set_aside(stored, error)
+                raise
             try:
                 ack = await self._js.publish(
                     subject_of(event.type, event.aggregate_id), stored.body, timeout=PUBLISH_S, headers=headers
