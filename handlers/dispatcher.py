@@ -6,7 +6,8 @@ ever reaches it, and the statistics it reports are ours.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import structlog
@@ -50,6 +51,8 @@ log = structlog.get_logger()
 SERVICE_NAME = "user-service"
 QUEUE = "user-service"
 TRIES_MAX = 3
+TIDYING_S = 0.1
+"""So long after its deadline a cancelled request may still answer by itself; one that hangs is answered for then."""
 
 
 class TableMismatch(Exception):
@@ -76,6 +79,16 @@ class Figures:
     errors: int = 0
     nanoseconds: int = 0
     last_error: str = ""
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request on its way to its one answer."""
+
+    operation: Operation
+    message: Msg
+    began: float
+    is_answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,22 +191,24 @@ class Dispatcher:
             message = request._msg  # noqa: SLF001 - micro hides the reply subject, which tells who asks
             if not message.reply:
                 return  # not a request: there is nobody to answer
+            asked = Asked(operation, message, time.perf_counter())
             if self._refusing or len(self._tasks) >= self._ctx.settings.requests_max:
                 self._ctx.metrics.shed.inc()
-                await self._finish(
-                    operation, message, self._refuse(message.headers or {}, Overloaded()), time.perf_counter()
-                )
+                await self._finish(asked, self._refuse(message.headers or {}, Overloaded()))
                 return
-            task = asyncio.create_task(self._handle(operation, handler, message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._handle(asked, handler))
             self._ctx.metrics.in_work.set(len(self._tasks))
 
         return admit
 
-    async def _handle(self, operation: Operation, handler: Handler, message: Msg) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, asked: Asked, handler: Handler) -> None:
         """The edge: whatever happens, one answer goes out, and what was not foreseen is logged once, here."""
-        began = time.perf_counter()
+        operation, message = asked.operation, asked.message
         headers = message.headers or {}
         try:
             call = read_call(
@@ -205,8 +220,9 @@ class Dispatcher:
             )
             headers = headers | {"Request-Id": call.request_id}
             bind_contextvars(requestId=call.request_id)
-            async with asyncio.timeout_at(call.deadline):
-                answer = await self._answer(operation, handler, call, message)
+            with self._answered_for(asked, headers, at=call.deadline + TIDYING_S):
+                async with asyncio.timeout_at(call.deadline):
+                    answer = await self._answer(operation, handler, call, message)
         except Refusal as refusal:
             answer = self._refuse(headers, refusal)
         except TimeoutError:
@@ -216,7 +232,21 @@ class Dispatcher:
         except Exception:
             log.exception("request failed", subject=operation.subject, requestId=request_id_of(headers))
             answer = self._fail(headers)
-        await self._finish(operation, message, answer, began)
+        await self._finish(asked, answer)
+
+    @contextmanager
+    def _answered_for(self, asked: Asked, headers: Mapping[str, str], *, at: float) -> Iterator[None]:
+        """Tell the caller of the deadline at this time, though the block still hangs over what it has to put in order:
+        a rollback waits as long as a statement where PostgreSQL's link is dead."""
+
+        def tell() -> None:
+            self._spawn(self._finish(asked, self._refuse(headers, DeadlineExceeded())))
+
+        timer = asyncio.get_running_loop().call_at(at, tell)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def _answer(self, operation: Operation, handler: Handler, call: Call, message: Msg) -> Answer:
         ctx, headers = self._ctx, message.headers or {}
@@ -288,14 +318,18 @@ class Dispatcher:
         body = failure(error.model_dump_json(by_alias=True, exclude_none=True), self._meta(request_id))
         return Answer(body, {"Request-Id": request_id, **extra, **_error_headers(error)}, error)
 
-    async def _finish(self, operation: Operation, message: Msg, answer: Answer, began: float) -> None:
-        """Send, count and log."""
+    async def _finish(self, asked: Asked, answer: Answer) -> None:
+        """Send, count and log, once."""
+        if asked.is_answered:
+            return
+        asked.is_answered = True
+        operation, reply_to = asked.operation, asked.message.reply
         try:
-            await send(self._client, message.reply, answer.body, answer.headers)
+            await send(self._client, reply_to, answer.body, answer.headers)
         except MessageTooLarge:
             answer = self._refuse(answer.headers, PayloadTooLarge())
-            await send(self._client, message.reply, answer.body, answer.headers)
-        seconds = time.perf_counter() - began
+            await send(self._client, reply_to, answer.body, answer.headers)
+        seconds = time.perf_counter() - asked.began
         number = ErrorCode[answer.error.code].number if answer.error else 200
         figures = self._figures[operation.subject]
         figures.requests += 1

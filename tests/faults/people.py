@@ -71,7 +71,13 @@ class People:
     def codes(self) -> set[str]:
         return {outcome.code for outcome in self.outcomes}
 
-    def worst_refusal_s(self) -> float:
+    @property
+    def longest_s(self) -> float:
+        """The longest that anybody waited, whatever for."""
+        return max(outcome.seconds for outcome in self.outcomes)
+
+    @property
+    def longest_refusal_s(self) -> float:
         """The longest that anybody waited for a refusal."""
         return max((outcome.seconds for outcome in self.outcomes if outcome.code in AWAY), default=0.0)
 
