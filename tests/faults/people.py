@@ -20,6 +20,7 @@ AWAY = {"SERVICE_UNAVAILABLE", "OVERLOADED", "DEADLINE_EXCEEDED"}
 UNVERIFIED = {"USER_SERVICE_REQUIRE_VERIFIED_EMAIL": "false"}
 LATE_S_MAX = 1.0
 """How long after its deadline an answer is still waited for: the wire and two busy cores may take so long."""
+UNSURE_S_MAX = 4.0
 _HALVES = """
 SELECT u.email, u.id, u.version,
     EXISTS (SELECT FROM user_profiles p WHERE p.user_id = u.id)
@@ -46,6 +47,8 @@ class Person:
     email: str
     user_id: UUID
     tokens: dict[str, Any]
+    renewal_unsure_since: float | None = None
+    """When a refresh was first not answered well: its token may be spent, and past the grace would end the session."""
     bio: str | None = None
     perhaps: set[str] = field(default_factory=set)
 
@@ -143,12 +146,15 @@ class People:
             assert person.may_show(reply.data["profile"]["bio"]), (reply.data, person)
 
     async def _renew(self, person: Person, *, sign_in: bool) -> None:
-        if sign_in:
+        unsure_since = person.renewal_unsure_since
+        if sign_in or (unsure_since is not None and time.monotonic() - unsure_since > UNSURE_S_MAX):
             reply = await self.ask("auth.login", email=person.email, password=PASSWORD)
         else:
+            began = time.monotonic()
             reply = await self.ask("auth.refresh", refreshToken=person.tokens["refreshToken"])
+            person.renewal_unsure_since = unsure_since or began
         if reply is not None and reply.ok:
-            person.tokens = reply.data["tokens"]
+            person.tokens, person.renewal_unsure_since = reply.data["tokens"], None
 
     async def ask(self, operation: str, *, access: str | None = None, **body: object) -> Reply | None:
         """One request with a deadline: its answer, right or a typed refusal; None when nobody answered in time."""
@@ -181,3 +187,16 @@ class People:
         events = await require_stream(house.ready, versions | {row["id"]: row["version"] for row in found})
         await require_audit(house.ready, (event for of_user in events.values() for event in of_user))
         return Counter(outcome.code for outcome in self.outcomes)
+
+
+async def answering_after_s(house: House) -> float:
+    """Seconds until somebody who asks anew is answered."""
+    began = time.monotonic()
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                async with house.gateway() as client:
+                    if (await client.call("auth.jwks", timeout=0.3)).ok:
+                        return time.monotonic() - began
+            except (NatsError, OSError, TimeoutError):
+                await asyncio.sleep(0.02)

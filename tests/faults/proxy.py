@@ -86,7 +86,7 @@ class Proxy:
             chunks.put_nowait((loop.time() + self.delay_s, data))
 
     async def _pass_on(self, chunks: Chunks, writer: asyncio.StreamWriter) -> None:
-        """Until the end of what was taken, which is an empty chunk."""
+        """Until nobody is there to take it, or the end of what was taken, which is an empty chunk."""
         while True:
             due, data = await chunks.get()
             await asyncio.sleep(due - asyncio.get_running_loop().time())
@@ -94,8 +94,10 @@ class Proxy:
             if not data:
                 return
             writer.write(data)
-            with suppress(OSError):
+            try:
                 await writer.drain()
+            except OSError:
+                return
 
 
 async def _first_of(*ways: Coroutine[None, None, None]) -> None:

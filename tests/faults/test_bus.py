@@ -1,22 +1,20 @@
 """NATS goes and comes back, requests that nobody waits for any more, and what is too large for its `max_payload`."""
 
 import asyncio
-import json
 import os
 import signal
-import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import nats
 import pytest
 from nats.errors import Error as NatsError
 
 from tests.faults.house import House, Run
+from tests.faults.late import late_registration, require_dropped
 from tests.faults.ledger import (
     Ledger,
     emails,
@@ -26,25 +24,12 @@ from tests.faults.ledger import (
     require_stream,
     until_finished,
 )
-from tests.faults.people import UNVERIFIED
-from tests.gateway import PASSWORD, Gateway, database, new_email, stored_events
+from tests.faults.people import UNVERIFIED, answering_after_s
+from tests.gateway import PASSWORD, Gateway, new_email, stored_events
 from tests.program import eventually, until
 
 TOO_LARGE = "an event is too large for the bus"
 BACK_S_MAX = 9.0  # 3 s are promised; this machine is shared
-
-
-async def answering_after(house: House, ask: Callable[[Gateway], Awaitable[bool]]) -> float:
-    """Seconds until a request is answered as it should be."""
-    began = time.monotonic()
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                async with house.gateway() as client:
-                    if await ask(client):
-                        return time.monotonic() - began
-            except (NatsError, OSError, TimeoutError):
-                await asyncio.sleep(0.02)
 
 
 async def test_a_bus_that_goes_and_comes_back(
@@ -60,11 +45,7 @@ async def test_a_bus_that_goes_and_comes_back(
             await asyncio.wait([registering])
         assert len(ledger.accepted) < 200
         await house.servers.start_one("nats")
-
-        async def ask(client: Gateway) -> bool:
-            return (await client.call("auth.jwks", timeout=1)).ok
-
-        back_s = await answering_after(house, ask)
+        back_s = await answering_after_s(house)
         record_testsuite_property("bus back, seconds", back_s)
         assert back_s < BACK_S_MAX
         async with house.gateway() as client:
@@ -75,25 +56,6 @@ async def test_a_bus_that_goes_and_comes_back(
     events = await require_stream(house.ready, await require_rows(house.ready, ledger.user_ids))
     await require_audit(house.ready, (event for of_user in events.values() for event in of_user))
     require_mail(house.mail_dir, wanted, twice_max=0)
-
-
-def late_registration(email: str) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a registration whose caller waits for half a second."""
-    body = {"email": email, "password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}
-    deadline = datetime.now(UTC) + timedelta(seconds=0.5)
-    return json.dumps(body).encode(), {"Deadline": deadline.isoformat(), "Request-Id": str(uuid4())}
-
-
-async def require_dropped(house: House, run: Run, email: str, request_id: str) -> None:
-    """The service has had this request, and has made no account of it."""
-
-    def answers() -> list[str]:
-        return [line["code"] for line in run.lines("request") if line["requestId"] == request_id]
-
-    await until(answers, within_s=15, what="the request to arrive")
-    assert answers() == ["DEADLINE_EXCEEDED"]
-    async with database(house.ready) as rows:
-        assert await rows.fetchval("SELECT count(*) FROM users WHERE email = $1", email) == 0
 
 
 async def test_what_a_client_kept_while_the_bus_was_away_is_not_carried_out_late(house: House) -> None:

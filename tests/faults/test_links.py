@@ -3,11 +3,19 @@
 import asyncio
 from collections.abc import Callable
 
+import pytest
+from nats.errors import Error as NatsError
+
 from tests.faults.house import House
-from tests.faults.people import UNVERIFIED, People
+from tests.faults.late import late_registration, require_dropped
+from tests.faults.people import UNVERIFIED, People, answering_after_s
 from tests.faults.proxy import proxy_to
+from tests.faults.walk import LIMITED, SLOWER_S_MAX, Walk, slower
+from tests.gateway import new_email
+from tests.program import eventually, until
 
 HALF_OPEN_S = 2.5
+ROUNDS = 3
 BACK_S_MAX = 9.0  # 3 s are promised; this machine is shared
 
 
@@ -45,3 +53,80 @@ async def test_a_bad_link_to_the_database_costs_refusals_in_time_and_nothing_els
     assert counts["DEADLINE_EXCEEDED"]
     assert "SILENCE" not in counts
     assert max(back_s.values()) < BACK_S_MAX
+
+
+async def test_a_bad_link_to_the_bus_loses_nothing_and_nothing_is_done_late(
+    house: House, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    async with (
+        proxy_to(house.at.nats_port) as proxy,
+        house.run(**UNVERIFIED, NATS_URL=proxy.url(house.at.nats_worker_url)) as run,
+        house.gateway() as client,
+    ):
+        people = People(client, deadline_s=1.5)
+        async with people.at_work(6):
+            await people.until_answered(18, within_s=20)
+            proxy.delay_s = 0.02
+            await people.until_answered(18, within_s=20)
+            assert people.codes == {"OK"}
+            await proxy.heal()
+            await proxy.cut()
+            back_s = {"cut": await answering_after_s(house)}
+            await people.until_answered(18, within_s=20)
+            seen = len(run.lines("nats disconnected"))
+            proxy.half_open()
+            await until(lambda: len(run.lines("nats disconnected")) >= seen + 2, within_s=30, what="unanswered pings")
+            await proxy.heal()
+            back_s["half-open"] = await answering_after_s(house)
+            await people.until_answered(18, within_s=20)
+        counts = await people.require_kept(house)
+
+        email = new_email()
+        body, headers = late_registration(email)
+        proxy.half_open()
+        with pytest.raises(NatsError):
+            await client.nc.request("users.v1.auth.register", body, timeout=0.5, headers=headers)
+        await asyncio.sleep(0.5)
+        await proxy.heal()
+        await require_dropped(house, run, email, headers["Request-Id"])
+        assert not run.has_ended
+    record_testsuite_property("bad link to the bus: answers", dict(counts))
+    record_testsuite_property("bad link to the bus: back, seconds", back_s)
+    assert max(back_s.values()) < BACK_S_MAX
+
+
+async def test_a_bad_link_to_valkey_slows_no_operation_down(
+    house: House, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    assert house.at.redis_url
+    assert house.at.redis_port
+    async with (
+        proxy_to(house.at.redis_port) as proxy,
+        house.run(**LIMITED, REDIS_URL=proxy.url(house.at.redis_url)),
+        house.gateway() as client,
+    ):
+        walk = Walk(client, await client.admin())
+        usual = await walk.rounds()
+        found: dict[str, dict[str, float]] = {}
+        for delay_s in (0.04, 0.1):  # three answers in a row of 80 ms are borne, those of 200 ms are not
+            proxy.delay_s = delay_s
+            await walk.rounds(ROUNDS)
+            found[f"answers after {2 * delay_s:g} s"] = slower(usual, walk.longest)
+        await proxy.heal()
+        proxy.half_open()
+        await walk.rounds(ROUNDS)
+        found["half-open"] = slower(usual, walk.longest)
+        assert (await client.call("health.check")).data["status"] == "degraded"
+        await proxy.cut(refuse=True)
+        await walk.rounds(ROUNDS)
+        found["cut"] = slower(usual, walk.longest)
+        await proxy.heal()
+
+        async def is_healthy() -> bool:
+            return bool((await client.call("health.check")).data["status"] == "healthy")
+
+        await eventually(is_healthy, within_s=BACK_S_MAX, what="Valkey to be used again")
+        await walk.round()
+    longest = {how: max(times.items(), key=lambda item: item[1]) for how, times in found.items()}
+    record_testsuite_property("bad link to valkey: slower by, seconds", longest)
+    assert max(seconds for _, seconds in longest.values()) < SLOWER_S_MAX, found
