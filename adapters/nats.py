@@ -135,7 +135,7 @@ def error_reporter(name: str, on_gap: Callable[[], None] = lambda: None) -> Call
     """Logs what goes wrong on a connection: refused subjects and dropped messages among it."""
 
     async def report(error: Exception) -> None:
-        log.warning("nats error", connection=name, error=type(error).__name__, message=str(error)[:200])
+        log.warning("nats error", connection=name, error=type(error).__name__, says=str(error)[:200])
         if isinstance(error, SlowConsumerError):
             on_gap()
 
