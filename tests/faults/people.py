@@ -86,8 +86,9 @@ class People:
 
     @asynccontextmanager
     async def at_work(self, number: int) -> AsyncIterator[None]:
-        """They work while the block lasts."""
+        """So many new ones and those of before work while the block lasts."""
         self.people += await asyncio.gather(*(self._join() for _ in range(number)))
+        self._stop.clear()
         async with asyncio.TaskGroup() as group:
             for person in self.people:
                 group.create_task(self._work(person))
