@@ -1,5 +1,5 @@
-"""Valkey or Redis as a convenience: a short time-out, no retry, and a pause after a failure or a slow answer, so that
-a server that hangs or crawls costs a request next to nothing."""
+"""Valkey or Redis as a convenience: a short time-out, no retry, and a pause after a failure, so that a hung server
+costs a request next to nothing."""
 
 import asyncio
 import time
@@ -17,9 +17,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 TIMEOUT_S = 0.25
-SLOW_S = 0.1
-"""What takes longer counts as a failure although its answer is used: a request asks up to three times in a row."""
-_LAG_S_MAX = 0.02
 PAUSE_S = 1.0
 """After a failure Redis is left alone so long; then one caller asks again while the others go on without."""
 
@@ -46,11 +43,9 @@ class Redis:
         return self._is_away
 
     async def ping(self) -> None:
-        """Ask now, pause or not; raises `RedisAway` when the answer is late, too."""
+        """Ask now, pause or not; raises `RedisAway`."""
         self._ask_after = 0.0
         await self._ask(self._connected().ping())
-        if self._is_away:
-            raise RedisAway
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int | float]) -> list[bytes]:
         """Run a script atomically; raises `RedisAway`. The server keeps it under its hash after the first run."""
@@ -79,32 +74,19 @@ class Redis:
         return self._client
 
     async def _ask(self, answer: Awaitable[T]) -> T:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        slow = loop.call_at(began + SLOW_S, self._find_slow, began + SLOW_S)
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 result = await answer
         except (RedisError, OSError, TimeoutError) as error:
-            self._leave_alone(type(error).__name__)
+            if not self._is_away:
+                log.warning("redis is not available; going on without", error=type(error).__name__)
+            self._is_away = True
+            self._ask_after = time.monotonic() + PAUSE_S
             raise RedisAway from error
-        finally:
-            slow.cancel()
-        if self._is_away and loop.time() - began < SLOW_S:
+        if self._is_away:
             log.info("redis answers again")
             self._is_away = False
         return result
-
-    def _find_slow(self, due: float) -> None:
-        """No answer yet. Where this very timer is late it is our own loop that is slow, and Redis is not to blame."""
-        if asyncio.get_running_loop().time() - due < _LAG_S_MAX:
-            self._leave_alone("Slow")
-
-    def _leave_alone(self, why: str) -> None:
-        if not self._is_away:
-            log.warning("redis is not available; going on without", error=why)
-        self._is_away = True
-        self._ask_after = time.monotonic() + PAUSE_S
 
     async def close(self) -> None:
         if self._client is not None:

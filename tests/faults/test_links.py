@@ -15,7 +15,7 @@ from tests.gateway import new_email
 from tests.program import eventually, until
 
 HALF_OPEN_S = 2.5
-ROUNDS = 2
+ROUNDS = 3
 BACK_S_MAX = 9.0  # 3 s are promised; this machine is shared
 
 
@@ -110,20 +110,18 @@ async def test_a_bad_link_to_valkey_slows_no_operation_down(
         house.gateway() as client,
     ):
         walk = Walk(client, await client.admin())
-        usual = await walk.rounds(ROUNDS + 1)
+        usual = await walk.rounds(ROUNDS)
         found: dict[str, dict[str, float]] = {}
-        for delay_s in (0.04, 0.1):  # three answers in a row of 80 ms are borne, those of 200 ms are not
+        # The usual case, by medians: before the first time-out a request may wait for three slow answers in a row.
+        for delay_s in (0.04, 0.1):
             proxy.delay_s = delay_s
-            await walk.rounds(ROUNDS)
-            found[f"answers after {2 * delay_s:g} s"] = slower(usual, walk.longest)
+            found[f"answers after {2 * delay_s:g} s"] = slower(usual, await walk.rounds(ROUNDS))
         await proxy.heal()
         proxy.half_open()
-        await walk.rounds(ROUNDS)
-        found["half-open"] = slower(usual, walk.longest)
+        found["half-open"] = slower(usual, await walk.rounds(ROUNDS))
         assert (await client.call("health.check")).data["status"] == "degraded"
         await proxy.cut(refuse=True)
-        await walk.rounds(ROUNDS)
-        found["cut"] = slower(usual, walk.longest)
+        found["cut"] = slower(usual, await walk.rounds(ROUNDS))
         await proxy.heal()
 
         async def is_healthy() -> bool:

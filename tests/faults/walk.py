@@ -77,11 +77,6 @@ class Walk:
             await self.round()
         return {name: statistics.median(times) for name, times in self.seconds.items()}
 
-    @property
-    def longest(self) -> dict[str, float]:
-        """The longest that each operation took in the last rounds."""
-        return {name: max(times) for name, times in self.seconds.items()}
-
 
 def slower(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     return {name: round(after[name] - before[name], 4) for name in before}
