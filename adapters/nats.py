@@ -31,6 +31,7 @@ log = structlog.get_logger()
 EVENTS_STREAM = "USER_EVENTS"
 LETTERS_STREAM = "USER_DEAD_LETTERS"
 REPLAYS_STREAM = "USER_REPLAYS"
+EVENT_GROUPS = ("email", "audit", "cache")
 INVALIDATE = "users.invalidate"
 INBOX_PREFIX = "_INBOX.worker"
 CONNECT_S = 5

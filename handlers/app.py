@@ -22,7 +22,7 @@ from adapters.idempotency import IdempotencyKeys
 from adapters.keys import Keys
 from adapters.limits import Limits
 from adapters.migrations import require_current
-from adapters.nats import AnsweringClient, connect, durables, provision
+from adapters.nats import EVENT_GROUPS, AnsweringClient, connect, durables, provision
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.redis import Redis
@@ -50,8 +50,7 @@ from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
 
-GROUPS = ("requests", "relay", "email", "audit", "cache", "jobs")
-EVENT_GROUPS = ("email", "audit", "cache")
+GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
 DRAIN_S = 8.0
 _CANCELS_MAX = 5
 HANDLERS: Handlers = {
