@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 from nats.errors import ConnectionClosedError, Error, NoServersError, OutboundBufferLimitError, SlowConsumerError
 from nats.js import JetStreamContext
 from nats.js.api import (
@@ -162,6 +163,17 @@ async def settle(client: Client) -> None:
     """Wait until the server has seen what was written. One `flush` is no barrier: its PING overtakes the buffer."""
     await client.flush(timeout=5)
     await client.flush(timeout=5)
+
+
+async def leave(client: Client, subscriptions: Sequence[Subscription]) -> None:
+    """End subscriptions, and lose nothing that the server has handed over: their callbacks have had it all then.
+
+    The library's `drain` alone would forget them after a single flush, while messages may still be on their way.
+    """
+    for subscription in subscriptions:
+        await client._send_unsubscribe(subscription._id)  # noqa: SLF001 - `unsubscribe` drops what is still to come
+    await settle(client)
+    await asyncio.gather(*(subscription.drain() for subscription in subscriptions))  # type: ignore[no-untyped-call]
 
 
 def require_fits(client: Client, body: bytes, headers: Mapping[str, str]) -> None:

@@ -51,7 +51,7 @@ from handlers.vitals import Vitals, http_routes, http_server
 log = structlog.get_logger()
 
 GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
-DRAIN_S = 8.0
+DRAIN_S = 7.0
 _CANCELS_MAX = 5
 HANDLERS: Handlers = {
     **auth.HANDLERS, **tokens.HANDLERS, **me.HANDLERS, **profile.HANDLERS, **admin.HANDLERS, **health.HANDLERS,

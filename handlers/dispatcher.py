@@ -19,7 +19,7 @@ from structlog.contextvars import bind_contextvars
 
 from adapters.idempotency import Kept
 from adapters.limits import LimitReached, Window
-from adapters.nats import MessageTooLarge, send, settle
+from adapters.nats import MessageTooLarge, leave, send, settle
 from adapters.telemetry import release
 from contracts.operations import Limit, Operation
 from contracts.wire import Error, ErrorCode, Meta, Wire
@@ -109,9 +109,9 @@ class MeasuredService(Service):
 
     async def drain_endpoints(self) -> None:
         """Leave the queue group without dropping what was handed over; the library's `stop` would drop it."""
-        subscriptions = [endpoint._subscription for endpoint in self._endpoints]  # noqa: SLF001
+        subscriptions = [endpoint._subscription for endpoint in self._endpoints if endpoint._subscription]  # noqa: SLF001
         self._endpoints = []
-        await asyncio.gather(*(subscription.drain() for subscription in subscriptions if subscription))
+        await leave(self._client, subscriptions)
 
     def stats(self) -> ServiceStats:
         """All endpoints with what really happened there."""

@@ -14,7 +14,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from adapters.nats import Durable, provision, pull, settle
+from adapters.nats import Durable, leave, provision, pull, settle
 from adapters.settings import Settings
 from adapters.telemetry import Metrics
 from domain.refusals import Unavailable
@@ -116,8 +116,7 @@ class Taker:
         self._stopping = True
         if self._subscription is not None and self._client.is_connected:
             with suppress(NatsError, TimeoutError):
-                # What is on its way comes, and is handed back.
-                await self._subscription.drain()  # type: ignore[no-untyped-call]
+                await leave(self._client, [self._subscription])  # what is on its way comes, and is handed back
         taken, self._taken = self._taken, []
         for message in taken:
             await hand_back(message)

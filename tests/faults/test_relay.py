@@ -118,8 +118,8 @@ async def test_relays_that_die_and_sleep_keep_every_users_order(
                 while not stop.is_set():
                     await asyncio.sleep(pause_s * random.uniform(0, 2))
                     reply = await client.call("profile.update", access=user[1], bio=f"write {uuid4()}")
-                    assert reply.ok, reply.body
-                    writes[user[0]] += 1
+                    assert reply.ok or reply.code == "OVERLOADED", reply.body
+                    writes[user[0]] += reply.ok
 
             async with asyncio.TaskGroup() as writers:
                 for _ in range(8):
