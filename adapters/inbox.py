@@ -64,6 +64,15 @@ async def record_attempt(
     )  # fmt: skip
 
 
+async def error_of_attempt(connection: Connection, group: str, event_id: UUID, attempt: int) -> str | None:
+    """What an attempt failed of, or None where nothing is known of it."""
+    found: str | None = await connection.fetchval(
+        "SELECT error FROM delivery_attempts WHERE group_name = $1 AND event_id = $2 AND attempt = $3",
+        group, event_id, attempt,
+    )  # fmt: skip
+    return found
+
+
 _ADD_LETTER = """
 INSERT INTO dead_letters (id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body,
     headers, attempts, deliveries, stream, stream_sequence)

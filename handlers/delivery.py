@@ -21,8 +21,8 @@ from nats.errors import Error as NatsError
 
 from adapters.event_log import StoredEvent, Unreadable, events_by_id, is_same
 from adapters.gathering import Gathering
-from adapters.inbox import add_letter, done_among, mark_done, record_attempt
-from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM
+from adapters.inbox import add_letter, done_among, error_of_attempt, mark_done, record_attempt
+from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.telemetry import Metrics
@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 HOLD_S = 1.0
 _UNAUTHENTIC = "unauthentic"
+_DIED = "WorkerDied"
 
 
 class Permanent(Exception):
@@ -109,6 +110,7 @@ class Deliverer:
         self._look_up = Gathering(self._look_up_all)
         self._note = Gathering(self._note_all)
         self._turns = Turns()
+        self._alone = asyncio.Lock()
 
     async def deliver(self, message: Msg) -> None:
         """See one delivery to its end: acknowledged, put off, or buried. Never raises but for a cancellation."""
@@ -137,17 +139,40 @@ class Deliverer:
                 await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))
 
     async def _attempt(self, delivery: Delivery) -> str:
-        if delivery.number > len(self._pauses_s) + 1:
-            return await self._bury(delivery, "worker_died", "WorkerDied", "every delivery ended without an answer")
         found, done = await self._look_up(delivery.event_id)
         if isinstance(found, Unreadable):  # a key is missing here; another process may have it
             return await self._put_off(delivery, found)
         if found is None or not is_same(found, str(delivery.user_id), delivery.event_type, delivery.message.data):
             return await self._bury(delivery, _UNAUTHENTIC, "Unauthentic", "no event of ours says this")
-        if not done:
+        if done:
+            await delivery.message.ack()
+            return "already_done"
+        if delivery.number == 1:
             return await self._do(delivery, found)
-        await delivery.message.ack()
-        return "already_done"
+        return await self._do_again(delivery, found)
+
+    async def _do_again(self, delivery: Delivery, stored: StoredEvent) -> str:
+        async with self._database.connection() as connection:
+            before = await error_of_attempt(connection, self.group, delivery.event_id, delivery.number - 1)
+        past = delivery.number - len(self._pauses_s) - 1
+        if past == SPARE_DELIVERIES or (past > 0 and before is not None):
+            return await self._bury(delivery, "worker_died", _DIED, "every delivery ended without an answer")
+        if before in {None, _DIED}:
+            return await self._do_alone(delivery, stored)
+        return await self._do(delivery, stored)
+
+    async def _do_alone(self, delivery: Delivery, stored: StoredEvent) -> str:
+        """The last delivery ended without an answer: a worker died under this event, or under one beside it.
+
+        So this one is done by itself, and that it was begun is written down before: if the worker dies again, it is
+        known under which event, and the others do not become letters along with it.
+        """
+        async with self._alone:
+            async with self._database.connection() as connection:
+                await record_attempt(
+                    connection, self.group, delivery.event_id, delivery.number, _DIED, "ended without an answer", ""
+                )
+            return await self._do(delivery, stored)
 
     async def _look_up_all(self, event_ids: Sequence[UUID]) -> Sequence[tuple[StoredEvent | Unreadable | None, bool]]:
         """Each event as it stands in our table, and whether the group has dealt with it before."""

@@ -43,13 +43,17 @@ class Run:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def start(self) -> None:
-        """Start, and wait until its groups serve; with workers, until all of them do."""
+    async def launch(self) -> None:
+        """Start it, and wait for nothing."""
         with self._log_file.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "handlers.cli", "run", *self._words,
                 stdout=log, stderr=log, env=clean_environment() | dict(self._env),
             )  # fmt: skip
+
+    async def start(self) -> None:
+        """Start, and wait until its groups serve; with workers, until all of them do."""
+        await self.launch()
         workers = int(self._words[self._words.index("--workers") + 1]) if "--workers" in self._words else 1
         await until(
             lambda: len(self.lines("ready")) >= workers or self.has_ended, within_s=60, what=f"run {self._words}"

@@ -45,10 +45,10 @@ async def announced(house: House, count: int) -> list[tuple[str, dict[str, str],
         return found
 
 
-async def letters_of(house: House, user_ids: Iterable[UUID], count: int) -> list[Any]:
+async def letters_of(house: House, user_ids: Iterable[UUID], count: int, *, within_s: float = 15) -> list[Any]:
     """The rows of these users' letters, once there are so many."""
     wanted = list(user_ids)
-    async with database(house.ready) as rows, asyncio.timeout(15):
+    async with database(house.ready) as rows, asyncio.timeout(within_s):
         while len(found := await rows.fetch(_LETTERS, wanted)) < count:
             await asyncio.sleep(0.05)
     return list(found)
