@@ -16,7 +16,7 @@ unexport VIRTUAL_ENV UV_PYTHON UV_PROJECT_ENVIRONMENT
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help setup run test lint format docs bench lock compose-env clean
+.PHONY: help setup run test soak lint format docs bench lock compose-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ run: setup ## start everything on this machine: service, PostgreSQL, NATS, Valke
 
 test: setup ## run the tests (ARGS="tests/unit -k lockout" for a part)
 	@$(BIN)/pytest $(ARGS)
+
+soak: setup ## ten rounds of random deaths of everything, with figures (SEEDS="3 7" for some, ARGS for pytest)
+	@$(if $(SEEDS),SEEDS="$(SEEDS)" )$(BIN)/pytest tests/soak -m soak -p no:randomly -s $(ARGS)
 
 lint: setup ## format, lint, types and import rules, as CI checks them
 	@$(BIN)/ruff format --check .

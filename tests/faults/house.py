@@ -191,6 +191,22 @@ class House:
         finally:
             os.kill(pid, signal.SIGCONT)
 
+    async def kill(self, name: str) -> None:
+        """SIGKILL a server; `bring_back` starts it again on its port and data."""
+        os.kill(self.servers.pid_of(name), signal.SIGKILL)
+        await until(lambda: not self._runs_now(name), within_s=10, what=f"{name} to be dead")
+
+    async def bring_back(self, name: str) -> None:
+        """Start a server that was killed or stopped."""
+        await self.servers.start_one(name)
+
+    def _runs_now(self, name: str) -> bool:
+        try:
+            self.servers.pid_of(name)
+        except EmbeddedFailure:
+            return False
+        return True
+
     async def heal(self) -> None:
         """Everything runs again, whatever a test has done."""
         for name in SERVERS:

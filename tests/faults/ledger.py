@@ -12,12 +12,16 @@ from uuid import UUID
 from nats.errors import Error as NatsError
 
 from adapters.mail_sink import stored_mails
+from adapters.tokens import hash_of
 from tests.gateway import Gateway, Reply, database, new_email, stored_events
 
 GROUPS = ("email", "audit", "cache")
 _ADDRESS = re.compile(rb"^To: *(\S+)", re.MULTILINE)
 _MESSAGE_ID = re.compile(rb"^Message-ID:\s*<(\S+)>", re.MULTILINE)
 
+_TOKENS = """
+SELECT t.hash, t.successor_hash, s.refresh_token_hash AS live, s.ended_at, s.end_reason
+FROM refresh_tokens t JOIN user_sessions s ON s.id = t.session_id WHERE t.hash = ANY($1)"""
 _UNFINISHED = """
 SELECT count(*) FROM events e CROSS JOIN unnest($2::text[]) AS g (name)
 WHERE e.aggregate_id = ANY($1) AND NOT EXISTS (SELECT FROM inbox i WHERE i.event_id = e.id AND i.group_name = g.name)"""
@@ -51,6 +55,23 @@ class Ledger:
                 (self.accepted if reply.ok else self.refused)[email] = reply
 
         await asyncio.gather(*(work() for _ in range(at_once)))
+
+
+@dataclass
+class Changes:
+    """One caller's profile changes: each has a bio of its own, and is written down in the order of replies."""
+
+    user_id: UUID
+    acknowledged: list[str] = field(default_factory=list)
+    unanswered: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Family:
+    """One session's refresh tokens, in the order in which they were given; the last may have been spent unanswered."""
+
+    tokens: list[str]
+    is_unanswered: bool = False
 
 
 def emails(count: int) -> list[str]:
@@ -100,6 +121,42 @@ async def require_audit(ready: Mapping[str, Any], events: Iterable[dict[str, Any
     async with database(ready) as rows:
         found = await rows.fetch("SELECT event_id FROM audit_logs WHERE event_id = ANY($1)", wanted)
     assert Counter(row["event_id"] for row in found) == Counter(wanted)
+
+
+def require_changes(events: Iterable[dict[str, Any]], changes: Changes) -> None:
+    """Acknowledged changes are events in that order, each once; what had no answer came about once or never."""
+    bios = [event["data"]["changed"]["bio"] for event in events if event["type"] == "ProfileUpdated"]
+    known = set(changes.acknowledged)
+    assert [bio for bio in bios if bio in known] == changes.acknowledged, changes.user_id
+    assert max(Counter(bios).values(), default=0) <= 1, changes.user_id
+    assert set(bios) <= known | changes.unanswered, changes.user_id
+
+
+async def require_last_states(
+    ready: Mapping[str, Any], events: Mapping[UUID, list[dict[str, Any]]], all_changes: Iterable[Changes]
+) -> None:
+    """A profile is what its last change made it: the last acknowledged one, or one that had no answer."""
+    async with database(ready) as rows:
+        for changes in all_changes:
+            bio = await rows.fetchval("SELECT bio FROM user_profiles WHERE user_id = $1", changes.user_id)
+            written = [
+                event["data"]["changed"]["bio"] for event in events[changes.user_id] if "changed" in event["data"]
+            ]
+            assert [bio] == written[-1:] or (bio is None and not written), changes.user_id
+            assert bio in {*changes.acknowledged[-1:], *changes.unanswered, None}, changes.user_id
+
+
+async def require_families(ready: Mapping[str, Any], families: Iterable[Family]) -> None:
+    """Each token that was given follows the one before; the last is the live one, or its unanswered successor is."""
+    async with database(ready) as rows:
+        for family in families:
+            hashes = [hash_of(token) for token in family.tokens]
+            found = {row["hash"]: row for row in await rows.fetch(_TOKENS, hashes)}
+            assert found.keys() == set(hashes)
+            assert [found[before]["successor_hash"] for before in hashes[:-1]] == hashes[1:]
+            last = found[hashes[-1]]
+            assert last["ended_at"] is None, last["end_reason"]
+            assert last["live"] in ({hashes[-1], last["successor_hash"]} if family.is_unanswered else {hashes[-1]})
 
 
 def mails_by_address(mail_dir: Path) -> dict[str, Counter[str]]:
