@@ -87,7 +87,7 @@ async def test_an_event_under_which_its_worker_dies_each_time_becomes_a_letter_a
     ):
         await ledger.register(client, wanted, at_once=6)
         async with mortal.living():
-            await until(lambda: mortal.deaths, within_s=20, what="the first death")
+            await until(lambda: mortal.deaths, within_s=45, what="the first death")
             await ledger.register(client, later, at_once=6)
             began = time.monotonic()
             await until(lambda: set(later) <= mortal.mails.keys(), within_s=30, what="mail of those that came later")
