@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 import psutil  # type: ignore[import-untyped]
+import pytest
 
 from tests.faults.house import House, Run
 from tests.faults.ledger import (
@@ -98,6 +99,7 @@ async def transaction_left_open(house: House, user: tuple[UUID, str], client: Ga
         assert (await write).ok
 
 
+@pytest.mark.timeout(240)
 async def test_relays_that_die_and_sleep_keep_every_users_order(
     house: House, record_testsuite_property: Callable[[str, object], None]
 ) -> None:

@@ -74,7 +74,7 @@ async def not_done(house: House, user_ids: list[UUID], *groups: str) -> Counter[
         return Counter(row["aggregate_id"] for row in await rows.fetch(_NOT_DONE, user_ids, list(groups)))
 
 
-@pytest.mark.timeout(180)  # each death costs the time after which a delivery is given to another
+@pytest.mark.timeout(240)  # each death costs the time after which a delivery is given to another
 async def test_an_event_under_which_its_worker_dies_each_time_becomes_a_letter_and_the_others_go_on(
     house: House, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
