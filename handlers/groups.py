@@ -26,8 +26,8 @@ IN_WORK_MAX = 64
 """Deliveries of a durable that a process has in work at once."""
 BREATH_S = 0.1
 """From a message to its delivery: what comes meanwhile shares its round trips."""
-PULL_S = 2.0
-"""How long the server keeps a pull open. After a cut a new one is asked for by then."""
+PULL_S = 1.0
+"""How long the server keeps a pull open: so long a new one may take after a cut, and a stop."""
 WATCH_S = 2.0
 SILENT_S = 60.0
 GRACE_S = 7.0
@@ -50,6 +50,7 @@ class Taker:
         self.last_active = time.monotonic()
         self._room = asyncio.Event()
         self._pull_over = asyncio.Event()
+        self._pull_over.set()
         self._awaited = 0
         self._stopping = False
 
@@ -69,7 +70,7 @@ class Taker:
             self._awaited = room
             asked = await pull(self._client, self.durable, inbox=self._inbox, messages_max=room, expires_s=PULL_S)
             try:
-                async with asyncio.timeout(PULL_S + 1 if asked else PULL_S / 8):
+                async with asyncio.timeout(PULL_S + 0.5 if asked else 0.25):
                     await self._pull_over.wait()
             except TimeoutError:
                 continue
@@ -112,10 +113,15 @@ class Taker:
         self._room.set()
 
     async def stop(self) -> None:
-        """Take no more, hand back what was not begun, and let end what is in work, for a while."""
+        """Take no more, hand back what was not begun, and let end what is in work, for a while.
+
+        The open pull is waited for: what the server hands out while we unsubscribe would reach nobody.
+        """
         self._stopping = True
         if self._subscription is not None and self._client.is_connected:
             with suppress(NatsError, TimeoutError):
+                async with asyncio.timeout(PULL_S + 0.5):
+                    await self._pull_over.wait()
                 await leave(self._client, [self._subscription])  # what is on its way comes, and is handed back
         taken, self._taken = self._taken, []
         for message in taken:

@@ -11,9 +11,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.faults.house import House, Run
-from tests.faults.ledger import (
-    require_stream,
-)
+from tests.faults.ledger import require_stream
 from tests.gateway import PASSWORD, Gateway, database, new_email
 from tests.program import until
 
