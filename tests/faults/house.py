@@ -37,7 +37,11 @@ class Run:
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> "Run":
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
