@@ -26,8 +26,9 @@ setup: .venv/ready ## make .venv and install what the lock names (PYTHON=… cho
 run: setup ## start everything on this machine: service, PostgreSQL, NATS, Valkey, mail sink
 	@$(BIN)/user-service dev $(ARGS)
 
+# Most tests wait more than they work: three at a time keep two cores busy.
 test: setup ## run the tests (ARGS="tests/unit -k lockout" for a part)
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 3 --dist loadfile)
 
 soak: setup ## ten rounds of random deaths of everything, with figures (SEEDS="3 7" for some, ARGS for pytest)
 	@$(if $(SEEDS),SEEDS="$(SEEDS)" )$(BIN)/pytest tests/soak -m soak -p no:randomly -s $(ARGS)

@@ -21,6 +21,7 @@ from adapters.settings import Settings, advice_for, unknown_variables, variable_
 from adapters.smtp import Mailer, MailUnavailable
 
 CLOCK_S_MAX = 1.0
+_PAGE_BYTES_MAX = 64 * 1024
 WAIT_S = 3.0
 """How long one answer is waited for."""
 EXAMINATION_S = 8.0
@@ -300,7 +301,9 @@ async def _is_ours(host: str, port: int) -> bool:
         async with asyncio.timeout(WAIT_S):
             reader, writer = await asyncio.open_connection(connectable, port)
             writer.write(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            said = await reader.read(65_536)
+            said = b""
+            while len(said) < _PAGE_BYTES_MAX and (more := await reader.read(_PAGE_BYTES_MAX)):
+                said += more
             writer.close()
     except OSError:
         return False
