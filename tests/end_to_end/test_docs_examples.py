@@ -6,6 +6,7 @@ import re
 import signal
 import sqlite3
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from contracts.wire import Pagination, Wire
 from tests.gateway import Gateway, database, stored_events
 from tests.program import Dev, clean_environment
 
+LISTENERS = ("people.py", "names.py")
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -23,12 +25,13 @@ def blocks_of(page: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def set_up(page: str, name: str, folder: Path, dev: Dev) -> None:
-    """A folder as a reader has it: `.venv`, the `.dev` of a running service, and the page's program under its name."""
+def set_up(page: str, names: Sequence[str], folder: Path, dev: Dev) -> None:
+    """A folder as a reader has it: `.venv`, the `.dev` of a running service, the page's programs under their names."""
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / ".dev").symlink_to(dev.data_dir)
-    [program] = [text for language, text in blocks_of(page) if language == "python"]
-    (folder / name).write_text(program, encoding="utf-8")
+    programs = [text for language, text in blocks_of(page) if language == "python"]
+    for program, file in zip(programs, names, strict=True):
+        (folder / file).write_text(program, encoding="utf-8")
 
 
 async def _start(command: str, folder: Path) -> asyncio.subprocess.Process:
@@ -50,14 +53,15 @@ async def _said_by(command: str, folder: Path) -> str:
 async def test_the_gateway_of_the_docs_calls_repeats_and_caches(dev: Dev, tmp_path: Path) -> None:
     shown, command, program, printed = blocks_of("gateway.md")
     assert [shown[0], command[0], program[0], printed[0]] == ["json", "sh", "python", "text"]
-    set_up("gateway.md", "caller.py", tmp_path, dev)
+    set_up("gateway.md", ["caller.py"], tmp_path, dev)
     assert await _said_by(command[1], tmp_path) == printed[1]
 
 
 async def test_the_listener_of_the_docs_keeps_its_table(dev: Dev, client: Gateway, tmp_path: Path) -> None:
-    shown, command, look, program = blocks_of("listener.md")
+    shown, command, look, program, *others = blocks_of("listener.md")
     assert [shown[0], command[0], look[0], program[0]] == ["json", "sh", "sh", "python"]
-    set_up("listener.md", "people.py", tmp_path, dev)
+    assert [language for language, _ in others] == ["sh", "python"]
+    set_up("listener.md", LISTENERS, tmp_path, dev)
     found = await client.signed_in()
     user_id, token = found["user"]["id"], found["tokens"]["accessToken"]
     first = await _start(command[1], tmp_path)
@@ -79,6 +83,20 @@ async def test_the_listener_of_the_docs_keeps_its_table(dev: Dev, client: Gatewa
     finally:
         people.close()
     assert f"('{user_id}', 6, 'Augusta')" in (await _said_by(look[1], tmp_path)).splitlines()
+
+
+async def test_the_faststream_listener_of_the_docs_hears_of_every_event(
+    dev: Dev, client: Gateway, tmp_path: Path
+) -> None:
+    set_up("listener.md", LISTENERS, tmp_path, dev)
+    found = await client.signed_in()
+    user_id, token = found["user"]["id"], found["tokens"]["accessToken"]
+    command = blocks_of("listener.md")[4][1]
+    first = await _start(command, tmp_path)
+    await _until_said(first, f"{user_id} 4 UserLogin")
+    await client.call("profile.update", access=token, displayName="The Countess")
+    await _until_said(first, f"{user_id} 5 ProfileUpdated")
+    await _stop(first)
 
 
 def _names(model: type[Wire]) -> set[str]:
