@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -36,6 +37,7 @@ EVENT_GROUPS = ("email", "audit", "cache")
 INVALIDATE = "users.invalidate"
 INBOX_PREFIX = "_INBOX.worker"
 CONNECT_S = 5
+LEAVE_S = 1.0
 _DAYS_90 = 90 * 86_400
 _RESERVED_BYTES = 8 * 1024
 ACK_WAIT_S = 15
@@ -168,12 +170,29 @@ async def settle(client: Client) -> None:
 async def leave(client: Client, subscriptions: Sequence[Subscription]) -> None:
     """End subscriptions, and lose nothing that the server has handed over: their callbacks have had it all then.
 
-    The library's `drain` alone would forget them after a single flush, while messages may still be on their way.
+    The library's `drain` alone would forget them after a single flush, while messages may still be on their way. A
+    server that does not answer is not waited for.
     """
-    for subscription in subscriptions:
-        await client._send_unsubscribe(subscription._id)  # noqa: SLF001 - `unsubscribe` drops what is still to come
-    await settle(client)
-    await asyncio.gather(*(subscription.drain() for subscription in subscriptions))  # type: ignore[no-untyped-call]
+    try:
+        async with asyncio.timeout(LEAVE_S):
+            for subscription in subscriptions:
+                await client._send_unsubscribe(subscription._id)  # noqa: SLF001 - `unsubscribe` drops what still comes
+            await settle(client)
+            await asyncio.gather(*(subscription.drain() for subscription in subscriptions))  # type: ignore[no-untyped-call]
+    except (Error, TimeoutError, OSError) as error:
+        log.warning("left the bus without its answer", error=type(error).__name__)
+
+
+async def close(client: Client) -> None:
+    """Send what is buffered and go; a server that is away or hangs is not waited for."""
+    try:
+        async with asyncio.timeout(LEAVE_S):
+            if client.is_connected:
+                await settle(client)
+    except (Error, TimeoutError, OSError) as error:
+        log.warning("nats connection not closed in order", error=type(error).__name__)
+    with suppress(Error, OSError, RuntimeError):  # uvloop's word for a transport that is gone already
+        await client.close()
 
 
 def require_fits(client: Client, body: bytes, headers: Mapping[str, str]) -> None:

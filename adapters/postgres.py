@@ -100,8 +100,9 @@ class Database:
         return self._pool.get_size() - self._pool.get_idle_size()
 
     async def close(self) -> None:
+        """Give all connections back; those of a server that hangs are cut."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(2):
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()

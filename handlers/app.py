@@ -13,7 +13,6 @@ from types import TracebackType
 
 import structlog
 from nats.aio.client import Client
-from nats.errors import Error as NatsError
 from starlette.routing import BaseRoute
 
 from adapters.cache import AccountCache, LocalCache, SharedCache
@@ -22,7 +21,7 @@ from adapters.idempotency import IdempotencyKeys
 from adapters.keys import Keys
 from adapters.limits import Limits
 from adapters.migrations import require_current
-from adapters.nats import EVENT_GROUPS, AnsweringClient, connect, durables, provision
+from adapters.nats import EVENT_GROUPS, AnsweringClient, close, connect, durables, provision
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.redis import Redis
@@ -149,7 +148,7 @@ async def _build(
     stack.push_async_callback(redis.close)
     gaps = Gaps(metrics)
     bus = await connect(settings, name="events", on_closed=on_closed, on_gap=gaps.happened)
-    stack.push_async_callback(_close, bus)
+    stack.push_async_callback(close, bus)
     await provision(bus.jetstream(), settings, EVENT_GROUPS)
     personal = PersonalData(keys)
     relay = Relay(database, bus, personal, metrics, fence=settings.relay_fence)
@@ -197,7 +196,7 @@ async def _start_events(
     if not wanted:
         return _nothing
     client = await connect(means.settings, name="groups", on_closed=on_closed)
-    stack.push_async_callback(_close, client)
+    stack.push_async_callback(close, client)
     deliverers = _deliverers(stack, loops, means, wanted)
     takers = [Taker(client, durable, deliverers[durable.group].deliver) for durable in durables(wanted)]
     for taker in takers:
@@ -259,7 +258,7 @@ async def _start_requests(
     await freshness.start()
     loops.start(freshness.run(), "freshness")
     client = await connect(settings, name="requests", on_closed=on_closed, client=AnsweringClient())
-    stack.push_async_callback(_close, client)
+    stack.push_async_callback(close, client)
     ctx = Context(
         settings=settings,
         database=means.database,
@@ -314,14 +313,3 @@ async def _either(*events: asyncio.Event) -> None:
     finally:
         for task in waiting:
             task.cancel()
-
-
-async def _close(client: Client) -> None:
-    """Send what is buffered and leave; a server that is away must not hold up the stop."""
-    try:
-        async with asyncio.timeout(3):
-            if client.is_connected:
-                await client.flush()
-            await client.close()
-    except (NatsError, TimeoutError, OSError) as error:
-        log.warning("nats connection not closed in order", error=type(error).__name__)

@@ -7,19 +7,20 @@ ever reaches it, and the statistics it reports are ours.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig, ServiceStats
 from structlog.contextvars import bind_contextvars
 
 from adapters.idempotency import Kept
 from adapters.limits import LimitReached, Window
-from adapters.nats import MessageTooLarge, leave, send, settle
+from adapters.nats import LEAVE_S, MessageTooLarge, leave, send, settle
 from adapters.telemetry import release
 from contracts.operations import Limit, Operation
 from contracts.wire import Error, ErrorCode, Meta, Wire
@@ -183,8 +184,9 @@ class Dispatcher:
         if late:
             await asyncio.wait(late, timeout=1)
         if self._client.is_connected:
-            await self._service.stop()
-            await self._client.flush()
+            with suppress(NatsError, TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await self._service.stop()
 
     def _admitting(self, operation: Operation, handler: Handler) -> Callable[[Request], Awaitable[None]]:
         async def admit(request: Request) -> None:

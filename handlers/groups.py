@@ -14,7 +14,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from adapters.nats import Durable, leave, provision, pull, settle
+from adapters.nats import Durable, leave, provision, pull
 from adapters.settings import Settings
 from adapters.telemetry import Metrics
 from domain.refusals import Unavailable
@@ -119,10 +119,10 @@ class Taker:
         """
         self._stopping = True
         if self._subscription is not None and self._client.is_connected:
-            with suppress(NatsError, TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(PULL_S + 0.5):
                     await self._pull_over.wait()
-                await leave(self._client, [self._subscription])  # what is on its way comes, and is handed back
+            await leave(self._client, [self._subscription])  # what is on its way comes, and is handed back
         taken, self._taken = self._taken, []
         for message in taken:
             await hand_back(message)
@@ -133,8 +133,6 @@ class Taker:
             task.cancel()
         if late:
             await asyncio.wait(late, timeout=1)
-        if self._client.is_connected:
-            await settle(self._client)
 
 
 async def watch(js: JetStreamContext, settings: Settings, takers: Sequence[Taker], metrics: Metrics) -> None:

@@ -12,7 +12,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from adapters.nats import connect
+from adapters.nats import close, connect
 from adapters.postgres import Database
 from adapters.redis import Redis
 from adapters.settings import Settings
@@ -41,7 +41,7 @@ async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, 
         redis = Redis(settings.redis)
         stack.push_async_callback(redis.close)
         bus = await connect(settings, name="supervisor", on_closed=on_closed)
-        stack.push_async_callback(bus.close)
+        stack.push_async_callback(close, bus)
         vitals = Vitals(settings, database, bus, redis)
         routes = http_routes(vitals.check, registry)
         port = await stack.enter_async_context(http_server(routes, host=settings.http_host, port=settings.http_port))

@@ -4,13 +4,14 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeout
 
-from tests.faults.house import House, Run
+from tests.faults.house import SERVERS, House, Run
 from tests.faults.ledger import (
     GROUPS,
     Ledger,
@@ -227,3 +228,23 @@ async def test_a_stop_of_several_workers_answers_everyone(
     assert crowd.silences == []
     assert stop_s < STOP_S_MAX
     assert max(took.values()) < ANSWERED_S_MAX, took
+
+
+@pytest.mark.parametrize("how", ["gone", "frozen"])
+async def test_a_stop_is_as_short_with_every_server_away(
+    house: House, record_testsuite_property: Callable[[str, object], None], how: str
+) -> None:
+    async with house.run() as run, house.gateway() as client, AsyncExitStack() as away:
+        registering = [asyncio.create_task(client.register()) for _ in range(8)]
+        await asyncio.wait(registering)
+        for name in SERVERS:
+            if how == "gone":
+                await away.enter_async_context(house.without(name))
+            else:
+                away.enter_context(house.frozen(name))
+        began = time.monotonic()
+        code = await run.stop()
+        stop_s = time.monotonic() - began
+    record_testsuite_property(f"stop with every server {how}, seconds", stop_s)
+    assert code == 0, run.log[-4000:]
+    assert stop_s < STOP_S_MAX
