@@ -141,11 +141,9 @@ def _readable(row: asyncpg.Record, personal: PersonalData) -> StoredEvent | Unre
 
 async def unsent_events(
     connection: Connection, personal: PersonalData, user_ids: Sequence[UUID], *, events_max: int
-) -> list[StoredEvent]:
-    """What waits in the outbox for these users, each user's events by version.
-
-    A row that cannot be opened (its key is missing here) holds up its own user alone, and is logged each time.
-    """
+) -> tuple[list[StoredEvent], set[UUID]]:
+    """What waits in the outbox for these users, each user's events by version; and the users with an event that cannot
+    be read (its key is missing here), which holds up those behind it."""
     found: list[StoredEvent] = []
     stuck: set[UUID] = set()
     for row in await connection.fetch(_UNSENT, user_ids, events_max):
@@ -157,7 +155,7 @@ async def unsent_events(
         else:
             stuck.add(row["aggregate_id"])
             log.error("an event cannot be read", eventId=str(row["id"]), error=type(read).__name__)
-    return found
+    return found, stuck
 
 
 def _stored(row: asyncpg.Record, personal: PersonalData) -> StoredEvent:

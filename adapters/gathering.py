@@ -43,8 +43,10 @@ class Gathering(Generic[Item, Answer]):
     async def _ask_all(self) -> None:
         while self._waiting:
             some, self._waiting = self._waiting[:ITEMS_MAX], self._waiting[ITEMS_MAX:]
+            wanted = [asked for asked in some if not asked.answer.done()]  # who asked may have left meanwhile
             try:
-                await self._settle([asked for asked in some if not asked.answer.done()])
+                if wanted:
+                    await self._settle(wanted)
             finally:
                 for asked in some:
                     asked.answer.cancel()  # of one that is answered nothing is left to cancel

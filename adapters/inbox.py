@@ -9,6 +9,7 @@ import asyncpg
 import uuid_utils.compat as uuid_utils
 
 from adapters.postgres import Connection
+from domain.refusals import Stale
 
 MESSAGE_CHARS_MAX = 500
 TRACE_CHARS_MAX = 4000
@@ -60,7 +61,7 @@ async def record_attempt(
         "INSERT INTO delivery_attempts (group_name, event_id, attempt, error, message, trace) "
         "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (group_name, event_id, attempt) DO UPDATE "
         "SET error = excluded.error, message = excluded.message, trace = excluded.trace, at = excluded.at",
-        group, event_id, attempt, error, message[:MESSAGE_CHARS_MAX], trace[-TRACE_CHARS_MAX:],
+        group, event_id, attempt, error, _text(message)[:MESSAGE_CHARS_MAX], _text(trace)[-TRACE_CHARS_MAX:],
     )  # fmt: skip
 
 
@@ -76,12 +77,13 @@ async def error_of_attempt(connection: Connection, group: str, event_id: UUID, a
 _ADD_LETTER = """
 INSERT INTO dead_letters (id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body,
     headers, attempts, deliveries, stream, stream_sequence)
-SELECT $1, $2, $3, 1 + (SELECT count(*) FROM dead_letters WHERE group_name = $2 AND event_id = $3), $4, $5, $6, $7, $8,
-    $9, $10, $11, coalesce((SELECT jsonb_agg(jsonb_build_object('attempt', attempt, 'error', error, 'message', message,
-        'trace', trace, 'at', at) ORDER BY attempt)
+SELECT $1, $2, $3, 1 + (SELECT coalesce(max(n), 0) FROM dead_letters WHERE group_name = $2 AND event_id = $3),
+    $4, $5, $6, $7, $8, $9, $10, $11, coalesce((
+        SELECT jsonb_agg(jsonb_build_object('attempt', attempt, 'error', error, 'message', message, 'trace', trace,
+            'at', at) ORDER BY attempt)
         FROM delivery_attempts WHERE group_name = $2 AND event_id = $3), '[]'),
     $12, $13, $14
-ON CONFLICT DO NOTHING"""
+ON CONFLICT (group_name, event_id, stream, stream_sequence) DO NOTHING"""
 
 
 async def add_letter(
@@ -89,12 +91,23 @@ async def add_letter(
     error: str, message: str, subject: str, body: bytes, headers: dict[str, str], deliveries: int, stream: str,
     stream_sequence: int,
 ) -> None:  # fmt: skip
-    """Write the letter of a delivery, once: the same delivery handed out again adds none."""
-    await connection.execute(
-        _ADD_LETTER, uuid_utils.uuid7(), group, event_id, user_id, event_type, reason, error,
-        message[:MESSAGE_CHARS_MAX], subject, body, headers, deliveries, stream,
-        stream_sequence,
-    )  # fmt: skip
+    """Write the letter of a delivery, once: the same delivery handed out again adds none.
+
+    Raises `Stale` when another letter of the event was numbered at the same moment.
+    """
+    kept = {_text(name): _text(value) for name, value in headers.items()}
+    try:
+        await connection.execute(
+            _ADD_LETTER, uuid_utils.uuid7(), group, event_id, user_id, event_type, reason, error,
+            _text(message)[:MESSAGE_CHARS_MAX], _text(subject), body, kept, deliveries, stream, stream_sequence,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError as race:
+        raise Stale from race
+
+
+def _text(value: str) -> str:
+    """PostgreSQL keeps no NUL in a text, and whoever writes to the bus may have put one there."""
+    return value.replace("\x00", "\ufffd")
 
 
 _UNANNOUNCED = """

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import ConnectionClosedError, Error, NoServersError, OutboundBufferLimitError, SlowConsumerError
 from nats.js import JetStreamContext
@@ -59,7 +60,18 @@ class MessageTooLarge(Exception):
 
 
 class SturdyClient(Client):
-    """Two mendings of the library, whose read loop ends for good over either, while it says that it is connected."""
+    """Three mendings of the library, whose read loop ends over each, while it says that it is connected."""
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg | None:
+        """A subject that is no text: nobody could be answered there."""
+        try:
+            message: Msg = super()._build_message(sid, subject, reply, data, headers)
+        except UnicodeDecodeError:
+            log.warning("unreadable subject")
+            return None
+        return message
 
     async def _process_pong(self) -> None:
         """An answer for a `flush` that was given up answers nobody; the library would fall over its cancelled wait."""

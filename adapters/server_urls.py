@@ -1,10 +1,12 @@
 """Addresses of servers as settings write them: well formed, asked for TLS or on loopback, and shown without secrets."""
 
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _TLS_SCHEMES = frozenset({"tls", "rediss", "smtps"})
+_POSTGRES_SCHEMES = frozenset({"postgres", "postgresql"})
+_VERIFYING_MODES = frozenset({"verify-ca", "verify-full"})
 _NEXT_URL = re.compile(r",(?=\w+://)")
 
 
@@ -33,6 +35,7 @@ def is_well_formed(url: str, schemes: frozenset[str], *, hostless: bool = False)
     try:
         return all(
             parts_of(one).scheme in schemes
+            and "@" not in parts_of(one)._replace(scheme="", netloc="").geturl()  # else it stands in a torn password
             and all((host or hostless) and port != 0 and not re.search(r"\s", host) for host, port in hosts_of(one))
             for one in _NEXT_URL.split(url)
         )
@@ -47,7 +50,8 @@ def is_safe(url: str) -> bool:
 
 def _is_safe(url: str) -> bool:
     parts = parts_of(url)
-    if parts.scheme in _TLS_SCHEMES or re.search(r"(^|&)sslmode=verify-(ca|full)(&|$)", parts.query):
+    modes = parse_qs(parts.query).get("sslmode", []) if parts.scheme in _POSTGRES_SCHEMES else []
+    if parts.scheme in _TLS_SCHEMES or (modes and set(modes) <= _VERIFYING_MODES):
         return True
     return all(host in LOOPBACK for host, _ in hosts_of(url))
 

@@ -116,8 +116,10 @@ class Metrics:
             "Messages on a user's subject that are none of our events",
             registry=registry,
         )
-        self.relay_oversized = Gauge(
-            "relay_oversized_events", "Events that are too large for the bus and hold up their users", registry=registry
+        self.relay_set_aside = Gauge(
+            "relay_users_set_aside",
+            "Users whose next event is too large for the bus or cannot be read",
+            registry=registry,
         )
         self.deliveries = Counter(
             "event_deliveries_total", "Deliveries by what became of them", ["group", "outcome"], registry=registry

@@ -51,7 +51,17 @@ WITH changed AS (
     WHERE id = $1 AND version = $21 RETURNING id
 )"""
 _SAVE = f"{_CHANGE}, {APPEND}"
-_SIGN_IN = f"{_CHANGE}, {OPEN}, {APPEND}"
+# Nothing is written back that a sign-in does not change, and all of it must still be as it was read: whoever mends a
+# row by hand raises no version.
+_SIGN_IN = f"""
+WITH changed AS (
+    UPDATE users SET updated_at = $2, failed_login_attempts = $11, last_login_at = $12, version = $16,
+        password_hash = $19
+    WHERE id = $1 AND version = $21 AND password_hash = $31
+        AND (email_verified, first_name, last_name, revision, role, status, last_password_change)
+            = ($10, $13, $14, $15, $17, $18, $20)
+    RETURNING id
+), {OPEN}, {APPEND}"""
 _SAVE_PROFILE = """
 UPDATE user_profiles SET display_name = $2, bio = $3, website_url = $4, location = $5, timezone = $6, language = $7,
     theme = $8, notifications_email = $9, notifications_push = $10, notifications_sms = $11, social_links = $12,
@@ -65,6 +75,7 @@ class _Read:
 
     wrapped_key: str
     version: int
+    password_hash: str
     profile: Profile
 
 
@@ -84,13 +95,13 @@ class Users:
         if row is None:
             return None
         user = _user(row)
-        self._read[user_id] = _Read(row["wrapped"], user.version, _profile(row))
+        self._read[user_id] = _Read(row["wrapped"], user.version, user.password_hash, _profile(row))
         return user
 
     def trust(self, candidate: "Candidate") -> User:
         """A user that was read without a lock: saving it raises `Stale` if its row has changed since."""
         user = candidate.user
-        self._read[user.id] = _Read(candidate.wrapped_key, user.version, user.profile)
+        self._read[user.id] = _Read(candidate.wrapped_key, user.version, user.password_hash, user.profile)
         return user
 
     async def add(self, user: User) -> bool:
@@ -118,7 +129,7 @@ class Users:
             _SIGN_IN if session else _SAVE, *self._events(user, read.wrapped_key), user.email_verified,
             user.failed_logins, user.last_login_at, user.first_name, user.last_name, user.revision, user.version,
             user.role, user.status, user.password_hash, user.last_password_change, read.version,
-            *(session.values if session else ()),
+            *((*session.values, read.password_hash) if session else ()),
         )  # fmt: skip
         if not changed:
             raise Stale

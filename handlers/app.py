@@ -134,7 +134,10 @@ async def serve(
         if closed.is_set() and not stop.is_set():
             raise Ended("a NATS connection was closed for good")
         log.info("stopping")
-        await asyncio.gather(hand_back(), dispatcher.stop(within_s=DRAIN_S) if dispatcher else _nothing())
+        async with asyncio.TaskGroup() as stopping:
+            stopping.create_task(_reported(hand_back()))
+            if dispatcher:
+                stopping.create_task(_reported(dispatcher.stop(within_s=DRAIN_S)))
 
 
 async def _build(
@@ -298,6 +301,14 @@ async def _sample(ctx: Context) -> None:
 
 async def _nothing() -> None:
     return
+
+
+async def _reported(ending: Awaitable[None]) -> None:
+    """One part that cannot be ended in order must not cut the other short."""
+    try:
+        await ending
+    except Exception:
+        log.exception("not stopped in order")
 
 
 async def _every_second(act: Callable[[], Awaitable[None]]) -> None:

@@ -78,8 +78,6 @@ class Taker:
     async def _on_message(self, message: Msg) -> None:
         if not message.reply.startswith("$JS.ACK."):
             await self._on_status(message)
-        elif self._stopping:
-            await hand_back(message)
         else:
             if not self._taken:
                 asyncio.get_running_loop().call_later(BREATH_S, self._start_work)
@@ -95,6 +93,8 @@ class Taker:
         self._pull_over.set()
 
     def _start_work(self) -> None:
+        if self._stopping:
+            return  # `stop` hands them back once no pull of ours is open: earlier they would come straight back to us
         taken, self._taken = self._taken, []
         for message in taken:
             task = asyncio.create_task(self._deliver(message))
@@ -115,14 +115,15 @@ class Taker:
     async def stop(self) -> None:
         """Take no more, hand back what was not begun, and let end what is in work, for a while.
 
-        The open pull is waited for: what the server hands out while we unsubscribe would reach nobody.
+        The open pull is waited for: what the server hands out while we unsubscribe would reach nobody. Only then is
+        anything handed back: the server would put it straight into that pull again, until its deliveries are used up.
         """
         self._stopping = True
         if self._subscription is not None and self._client.is_connected:
             with suppress(TimeoutError):
                 async with asyncio.timeout(PULL_S + 0.5):
                     await self._pull_over.wait()
-            await leave(self._client, [self._subscription])  # what is on its way comes, and is handed back
+            await leave(self._client, [self._subscription])
         taken, self._taken = self._taken, []
         for message in taken:
             await hand_back(message)

@@ -40,7 +40,8 @@ PASS_S = 6.0
 """Below PostgreSQL's idle-in-transaction limit: the locks are given back by us, not taken from us."""
 _HEARD_MAX = 10_000
 ASIDE_MAX = 10_000
-"""Users whose next event is too large for the bus, remembered so that they take no place in a pass."""
+"""Users whose next event is too large for the bus or cannot be read: they take no place in a pass, for a while."""
+ASIDE_S = 60.0
 _WRONG_LAST_SEQUENCE = 10071
 _FENCE_TRIES_MAX = 3
 
@@ -83,6 +84,7 @@ class Relay:
         self._woken = asyncio.Event()
         self._heard: BoundedDict[str, int] = BoundedDict(_HEARD_MAX)
         self._aside: set[UUID] = set()
+        self._aside_until = 0.0
         self._max_payload = 0
 
     def wake(self) -> None:
@@ -134,21 +136,25 @@ class Relay:
             heads = [Head(*row) for row in await connection.fetch(_LOCK, EVENTS_MAX, USERS_MAX, list(self._aside))]
             if not heads:
                 return False
-            events = await unsent_events(
+            events, stuck = await unsent_events(
                 connection, self._personal, [head.user_id for head in heads], events_max=EVENTS_MAX
             )
+            self._aside |= set(sorted(stuck)[: ASIDE_MAX - len(self._aside)])
+            self._metrics.relay_set_aside.set(len(self._aside))
             sent = await self._publish_all(heads, events)
             await self._store(connection, heads, sent)
         self._metrics.relay_published.inc(len(sent))
         await self._invalidate(heads, sent)
-        return len(sent) == len(events) and (len(events) == EVENTS_MAX or len(heads) == USERS_MAX)
+        return bool(sent) and len(sent) == len(events) and (len(events) == EVENTS_MAX or len(heads) == USERS_MAX)
 
     def _look_at_the_limit(self) -> None:
-        """A server that comes back with another limit may take what was too large before."""
-        if self._client.max_payload != self._max_payload:
-            self._max_payload = self._client.max_payload
+        """What was too large before may fit a server that comes back with another limit; and once in a while all are
+        tried again, since a key may have been put back."""
+        now = asyncio.get_running_loop().time()
+        if self._client.max_payload != self._max_payload or now > self._aside_until:
+            self._max_payload, self._aside_until = self._client.max_payload, now + ASIDE_S
             self._aside.clear()
-            self._metrics.relay_oversized.set(0)
+            self._metrics.relay_set_aside.set(0)
 
     def _set_aside(self, stored: StoredEvent, error: MessageTooLarge) -> None:
         """Leave a user's events alone until the limit changes: they keep their order, and nobody else waits."""
@@ -164,7 +170,7 @@ class Relay:
         )
         if len(self._aside) < ASIDE_MAX:
             self._aside.add(stored.event.aggregate_id)
-        self._metrics.relay_oversized.set(len(self._aside))
+        self._metrics.relay_set_aside.set(len(self._aside))
 
     async def _invalidate(self, heads: Sequence[Head], sent: Sequence[StoredEvent]) -> None:
         """Say what the writer should have said right after its commit: it may have died before, or been cut off."""

@@ -233,7 +233,10 @@ async def _decide_under_lock(
         if user is not None and seen is not None:
             user.require_password_hash(seen.user.password_hash)
         refusal = _why_not(ctx, user, matches=matches)
-        if refusal is None and (now := await _candidate(ctx, call, work.connection, key)) is not None:
+        if user is not None and refusal is None:
+            now = await _candidate(ctx, call, work.connection, key)
+            if now is None or now.user.id != user.id:
+                raise Stale  # the address has gone to another
             return await _open_session(ctx, call, work, now, upgraded, remember_me=request.remember_me)
         refusal = refusal or WrongCredentials()
         await _record_refusal(ctx, call, work, request, user, refusal)

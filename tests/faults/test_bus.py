@@ -178,10 +178,10 @@ async def test_an_event_too_large_for_the_bus_waits_in_sight_and_goes_out_once_t
                 assert len(others) == 30
                 await eventually(lambda: are_announced(house, others), within_s=10, what="the events of others")
                 await require_stream(house.ready, others | dict.fromkeys(writers, 3))
-                assert await gauge(relay, "relay_oversized_events") == 2
+                assert await gauge(relay, "relay_users_set_aside") == 2
                 require_undisturbed(relay)
         await eventually(lambda: are_announced(house, dict.fromkeys(writers, 5)), within_s=15, what="the large events")
-        assert await gauge(relay, "relay_oversized_events") == 0
+        assert await gauge(relay, "relay_users_set_aside") == 0
         assert not relay.has_ended
     finally:
         await relay.stop()

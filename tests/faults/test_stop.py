@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import pytest
 from nats.errors import NoRespondersError
@@ -228,6 +229,24 @@ async def test_a_stop_of_several_workers_answers_everyone(
     assert crowd.silences == []
     assert stop_s < STOP_S_MAX
     assert max(took.values()) < ANSWERED_S_MAX, took
+
+
+async def test_an_event_that_comes_during_a_stop_is_not_used_up_by_handing_it_back(house: House) -> None:
+    """With little to do a pull is still open then: what is handed back too early comes straight back into it."""
+    [email] = emails(1)
+    async with house.run() as run, house.gateway() as client:
+        registering = asyncio.create_task(client.register(email))
+        await asyncio.sleep(0.01)
+        assert await run.stop() == 0
+        reply = await registering
+    user_id = UUID(reply.data["user"]["id"])
+    async with house.run(), house.worker() as nc:
+        await until_finished(house.ready, [user_id], within_s=10)
+        for group in GROUPS:
+            found = await nc.jetstream().consumer_info("USER_EVENTS", group)
+            assert found.delivered
+            assert (found.delivered.consumer_seq or 0) <= 4, group  # two events, each handed out twice at most
+    require_mail(house.mail_dir, [email], twice_max=0)
 
 
 @pytest.mark.parametrize("how", ["gone", "frozen"])

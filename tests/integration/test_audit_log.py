@@ -55,7 +55,7 @@ def log(database: Database, personal: PersonalData, trail: Trail) -> Log:
 async def test_an_event_makes_one_row_however_often_it_comes(log: Log) -> None:
     user = await log.register()
     async with log.database.connection() as connection:
-        events = await unsent_events(connection, log.personal, [user.id], events_max=10)
+        events, _ = await unsent_events(connection, log.personal, [user.id], events_max=10)
     audit = Audit(log.database, log.personal)
     await asyncio.gather(*(audit.handle(stored) for _ in range(10) for stored in events))
     rows, pages = await log.list(user_id=user.id)
@@ -71,7 +71,7 @@ async def test_an_event_makes_one_row_however_often_it_comes(log: Log) -> None:
 async def test_nothing_personal_stands_in_plain(log: Log, owner: asyncpg.Connection) -> None:
     user = await log.register()
     async with log.database.connection() as connection:
-        events = await unsent_events(connection, log.personal, [user.id], events_max=10)
+        events, _ = await unsent_events(connection, log.personal, [user.id], events_max=10)
     for stored in events:
         await Audit(log.database, log.personal).handle(stored)
     row = AuditRow(action="refused", success=False, at=NOW, personal={"email": "marked@example.org"})

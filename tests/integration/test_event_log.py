@@ -34,7 +34,7 @@ async def _register(database: Database, personal: PersonalData, trail: Trail) ->
 
 async def _events(database: Database, personal: PersonalData, user_id: UUID) -> list[StoredEvent]:
     async with database.connection() as connection:
-        return await unsent_events(connection, personal, [user_id], events_max=100)
+        return (await unsent_events(connection, personal, [user_id], events_max=100))[0]
 
 
 async def test_events_follow_the_version_of_their_user(

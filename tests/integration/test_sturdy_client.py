@@ -30,3 +30,19 @@ async def test_a_flush_that_was_given_up_leaves_the_link_alive(servers: Embedded
         await sender.close()
     finally:
         await client.close()
+
+
+async def test_a_reply_subject_that_is_no_text_leaves_the_link_alive(servers: EmbeddedServers) -> None:
+    client, sender = SturdyClient(), SturdyClient()
+    for one in (client, sender):
+        await one.connect(servers.addresses.nats_worker_url, inbox_prefix="_INBOX.worker", allow_reconnect=False)
+    try:
+        heard = await client.subscribe("users.relay.test")
+        await client.flush()
+        await client.flush()
+        await sender._send_command(b"PUB users.relay.test _INBOX.worker.\xff\xfe 2\r\n{}\r\n")
+        await sender.publish("users.relay.test", b"still there")
+        assert (await heard.next_msg(timeout=5)).data == b"still there"
+    finally:
+        await sender.close()
+        await client.close()

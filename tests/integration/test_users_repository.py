@@ -219,6 +219,26 @@ async def test_a_sign_in_stands_only_if_nothing_changed_since_its_user_was_read(
     assert len(third.sessions_past_cap) == 1
 
 
+async def test_a_row_that_was_mended_by_hand_is_not_signed_in_over(
+    repository: Repository, database: Database, owner: asyncpg.Connection, personal: PersonalData, trail: Trail
+) -> None:
+    """Whoever suspends an account by SQL raises no version."""
+    for change in ("status = 'suspended'", "role = 'moderator'", "password_hash = 'another'", "email_verified = true"):
+        user = a_user(email=f"{uuid4().hex}@example.org")
+        await repository.add(user)
+        async with database.connection() as connection:
+            seen = await candidate_of(connection, user.email, device_hash=None, session_cap=10, at=NOW)
+        assert seen
+        await owner.execute(f"UPDATE users SET {change} WHERE id = $1", user.id)
+        async with unit_of_work(database, personal, trail, announce=lambda _: None, one_statement=True) as work:
+            trusted, new = work.users.trust(seen), _new_session(seen.user)
+            trusted.sign_in(session_id=new.session.id, method="password", known_device=True, origin=ORIGIN, at=NOW)
+            with pytest.raises(Stale):
+                await work.users.save(trusted, session=new)
+        assert await owner.fetchval(f"SELECT {change} FROM users WHERE id = $1", user.id)
+        assert await owner.fetchval("SELECT count(*) FROM user_sessions WHERE user_id = $1", user.id) == 0
+
+
 async def test_a_deleted_user_is_not_there(
     repository: Repository, database: Database, owner: asyncpg.Connection, personal: PersonalData, trail: Trail
 ) -> None:

@@ -219,6 +219,7 @@ PLAIN = {
         "postgresql://u:marker@db.example/x?sslmode=require",
         "postgresql://u:marker@db.example/x?sslmode=prefer",
         "postgresql://u:marker@db.example/x?nosslmode=verify-full",
+        "postgresql://u:marker@db.example/x?sslmode=verify-full&sslmode=disable",
         "postgresql://u:marker@localhost.evil.example/x",
         "postgresql://localhost:marker@db.example/x",
         "postgresql:///x?host=db.example",
@@ -234,6 +235,15 @@ SAFE = {
     ],
     "REDIS_URL": ["rediss://:marker@redis.example:6379", "none"],
 }
+
+
+def test_a_password_that_tears_its_address_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slash or hash in it must be escaped; the first part would count as a port, and be shown."""
+    for password in ("12/marker", "12#marker", "12?marker"):
+        url = f"postgresql://u:{password}@db.example/x?sslmode=verify-full"
+        (fault,) = _faults(monkeypatch, DATABASE_URL=url)
+        assert fault.startswith("DATABASE_URL: must read")
+        assert "marker" not in fault
 
 
 @pytest.mark.parametrize(("name", "url"), [(name, url) for name, urls in PLAIN.items() for url in urls])
