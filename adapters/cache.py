@@ -6,7 +6,6 @@ that loaded an older row before cannot put it back. Who a caller is (`Standing`)
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -25,37 +24,26 @@ _FLOORS_MAX = 200_000
 """More than can change within the minute that an entry lives: no floor leaves before what it hides."""
 _GENERATION = "cache:generation"
 
-# Put an entry unless a newer version (an entry, or the floor that a drop left) stands there already; one of an older
-# generation cannot be read any more, so it gives way to its equal, but its version still counts as a floor.
-_PUT = """
-local version, generation = tonumber(ARGV[1]), ARGV[2]
-if (redis.call('GET', KEYS[1]) or '0') ~= generation then return {} end
-for i = 2, #KEYS do
-  local there = redis.call('GET', KEYS[i])
-  local written, known, body = nil, nil, nil
-  if there then written, known, body = string.match(there, '^(%d+):(%d+):(.*)$') end
-  known = tonumber(known or '0')
-  if version > known or (version == known and (written ~= generation or #body == 0)) then
-    redis.call('SET', KEYS[i], generation .. ':' .. version .. ':' .. ARGV[2 * i], 'EX', ARGV[2 * i - 1])
-  end
-end
-return {}
-"""
-# Leave a floor for each user: two keys, and a version with two lifetimes in ARGV.
-_DROP = """
+# Write entries unless a newer version (an entry, or the floor that a drop left) stands there already; one of an older
+# generation cannot be read any more, so it gives way to its equal, but its version still counts as a floor. KEYS: the
+# generation, then the entries. ARGV: the generation to write under ('' is the current one; any other writes nothing),
+# then version, seconds and body for each; a floor has no body.
+_WRITE = """
 local generation = redis.call('GET', KEYS[1]) or '0'
+if ARGV[1] ~= '' and ARGV[1] ~= generation then return {} end
 for i = 2, #KEYS do
-  local version, seconds = tonumber(ARGV[2 * i - 3]), ARGV[2 * i - 2]
+  local version, seconds, body = tonumber(ARGV[3 * i - 4]), ARGV[3 * i - 3], ARGV[3 * i - 2]
   local there = redis.call('GET', KEYS[i])
-  local written, known, body = nil, nil, nil
-  if there then written, known, body = string.match(there, '^(%d+):(%d+):(.*)$') end
+  local written, known, kept = nil, nil, nil
+  if there then written, known, kept = string.match(there, '^(%d+):(%d+):(.*)$') end
   known = tonumber(known or '0')
-  if version > known or (version == known and (written ~= generation or #body == 0)) then
-    redis.call('SET', KEYS[i], generation .. ':' .. version .. ':', 'EX', seconds)
+  if version > known or (version == known and (written ~= generation or #kept == 0)) then
+    redis.call('SET', KEYS[i], generation .. ':' .. version .. ':' .. body, 'EX', seconds)
   end
 end
 return {}
 """
+_CURRENT = ""
 
 
 class LocalCache(Generic[Value]):
@@ -130,24 +118,22 @@ class SharedCache:
         return account, current
 
     async def put(self, account: Account, generation: str) -> None:
-        if not generation:
-            return
-        user, profile = account.user.model_dump_json(by_alias=True), account.profile.model_dump_json(by_alias=True)
-        with suppress(RedisAway):
-            await self._redis.run(
-                _PUT,
-                [_GENERATION, *_keys(account.user.id)],
-                [account.user.version, generation, USER_SECONDS, user, PROFILE_SECONDS, profile],
-            )
+        if generation:
+            bodies = account.user.model_dump_json(by_alias=True), account.profile.model_dump_json(by_alias=True)
+            await self._write(generation, {account.user.id: (account.user.version, *bodies)})
 
     async def drop(self, versions: Mapping[UUID, int]) -> bool:
         """Leave these versions as floors; False while Redis is away."""
-        keys, args = [_GENERATION], list[str | int | float]()
-        for user_id, version in versions.items():
+        return await self._write(_CURRENT, {user_id: (version, "", "") for user_id, version in versions.items()})
+
+    async def _write(self, generation: str, entries: Mapping[UUID, tuple[int, str, str]]) -> bool:
+        """Version, user and profile of each; False while Redis is away."""
+        keys, args = [_GENERATION], list[str | int | float]([generation])
+        for user_id, (version, user, profile) in entries.items():
             keys += _keys(user_id)
-            args += [version, USER_SECONDS, version, PROFILE_SECONDS]
+            args += [version, USER_SECONDS, user, version, PROFILE_SECONDS, profile]
         try:
-            await self._redis.run(_DROP, keys, args)
+            await self._redis.run(_WRITE, keys, args)
         except RedisAway:
             return False
         return True

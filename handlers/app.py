@@ -51,6 +51,7 @@ log = structlog.get_logger()
 
 GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
 DRAIN_S = 7.0
+"""How long a stop waits for requests and deliveries in work."""
 _CANCELS_MAX = 5
 HANDLERS: Handlers = {
     **auth.HANDLERS, **tokens.HANDLERS, **me.HANDLERS, **profile.HANDLERS, **admin.HANDLERS, **health.HANDLERS,
@@ -209,7 +210,7 @@ async def _start_events(
     loops.start(means.announcer.run(), "letters")
 
     async def hand_back() -> None:
-        await asyncio.gather(*(taker.stop() for taker in takers))
+        await asyncio.gather(*(taker.stop(within_s=DRAIN_S) for taker in takers))
 
     return hand_back
 

@@ -84,7 +84,7 @@ def run(
     keep_hashing_memory()
     from adapters.telemetry import set_up_logs
     from handlers.app import GROUPS, Ended, serve
-    from handlers.delivery import GroupIsSilent
+    from handlers.groups import GroupIsSilent
     from handlers.supervisor import supervise
     from handlers.vitals import PortTaken
 

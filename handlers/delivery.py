@@ -44,10 +44,6 @@ class Permanent(Exception):
         self.reason = reason
 
 
-class GroupIsSilent(Exception):
-    """A group has work waiting and does not pull: the process must end, so that a fresh one does its work."""
-
-
 EventHandler = Callable[[StoredEvent], Awaitable[str]]
 """Does what a group does with an event, once or many times with one effect; returns a word for the outcome."""
 
@@ -135,7 +131,6 @@ class Deliverer:
                     return await self._attempt(delivery)
             except (Unavailable, Overloaded, Stale):
                 # Our own database is away: hold on, so that its outage does not use up this event's attempts.
-                await delivery.message.in_progress()
                 await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))
 
     async def _attempt(self, delivery: Delivery) -> str:

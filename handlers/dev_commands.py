@@ -29,7 +29,7 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
     from adapters.embedded_state import EmbeddedFailure
     from adapters.telemetry import set_up_logs
     from handlers.app import Ended
-    from handlers.delivery import GroupIsSilent
+    from handlers.groups import GroupIsSilent
     from handlers.vitals import PortTaken
 
     ready = (ready_file or data_dir / "ready.json").absolute()

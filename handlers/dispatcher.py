@@ -34,6 +34,7 @@ from domain.refusals import (
 )
 from handlers.callers import authenticate
 from handlers.context import Call, Context, Handler
+from handlers.endings import let_end
 from handlers.envelope import (
     error_of,
     failure,
@@ -176,13 +177,7 @@ class Dispatcher:
         self._refusing = True
         if self._client.is_connected:
             await self._service.drain_endpoints()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=within_s)
-        late = set(self._tasks)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=1)
+        await let_end(self._tasks, within_s=within_s)
         if self._client.is_connected:
             with suppress(NatsError, TimeoutError):
                 async with asyncio.timeout(LEAVE_S):

@@ -111,10 +111,9 @@ def _finding(what: str, error: Exception, advice: str) -> Finding:
 
 async def _database(settings: Settings) -> Findings:
     url = settings.database_url.get_secret_value()
-    try:
-        connection = await asyncpg.connect(url, timeout=WAIT_S, command_timeout=WAIT_S)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-        yield Finding("postgresql", False, f"{where(url)}: {_said(error)}", _connection_advice(error, "DATABASE_URL"))
+    connection = await _connect("postgresql", url, "DATABASE_URL")
+    if isinstance(connection, Finding):
+        yield connection
         return
     try:
         version = await connection.fetchval("SHOW server_version")
@@ -130,6 +129,14 @@ async def _database(settings: Settings) -> Findings:
             yield await _rights(connection)
     finally:
         await connection.close(timeout=WAIT_S)
+
+
+async def _connect(what: str, url: str, variable: str) -> asyncpg.Connection | Finding:
+    """A connection, or why there is none."""
+    try:
+        return await asyncpg.connect(url, timeout=WAIT_S, command_timeout=WAIT_S)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        return Finding(what, False, f"{where(url)}: {_said(error)}", _connection_advice(error, variable))
 
 
 def _connection_advice(error: Exception, variable: str) -> str:
@@ -186,12 +193,9 @@ async def _rights(connection: asyncpg.Connection) -> Finding:
 async def _owner(settings: Settings) -> Findings:
     if settings.database_owner_url is None:
         return
-    url = settings.database_owner_url.get_secret_value()
-    try:
-        connection = await asyncpg.connect(url, timeout=WAIT_S, command_timeout=WAIT_S)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-        advice = _connection_advice(error, "DATABASE_OWNER_URL")
-        yield Finding("schema owner", False, f"{where(url)}: {_said(error)}", advice)
+    connection = await _connect("schema owner", settings.database_owner_url.get_secret_value(), "DATABASE_OWNER_URL")
+    if isinstance(connection, Finding):
+        yield connection
         return
     try:
         may = await connection.fetchval("SELECT has_schema_privilege('public', 'CREATE')")

@@ -18,7 +18,8 @@ from adapters.nats import Durable, leave, provision, pull
 from adapters.settings import Settings
 from adapters.telemetry import Metrics
 from domain.refusals import Unavailable
-from handlers.delivery import GroupIsSilent, hand_back
+from handlers.delivery import hand_back
+from handlers.endings import let_end
 
 log = structlog.get_logger()
 
@@ -30,10 +31,12 @@ PULL_S = 1.0
 """How long the server keeps a pull open: so long a new one may take after a cut, and a stop."""
 WATCH_S = 2.0
 SILENT_S = 60.0
-GRACE_S = 7.0
-"""How long a stop waits for deliveries in work; what takes longer is cancelled and handed back at once."""
 _OVER = frozenset({"404", "408"})
 """Statuses with which a pull ends in order; after any other the next one waits a little."""
+
+
+class GroupIsSilent(Exception):
+    """A group has work waiting and does not pull: the process must end, so that a fresh one does its work."""
 
 
 class Taker:
@@ -112,8 +115,8 @@ class Taker:
         self.last_active = time.monotonic()
         self._room.set()
 
-    async def stop(self) -> None:
-        """Take no more, hand back what was not begun, and let end what is in work, for a while.
+    async def stop(self, *, within_s: float) -> None:
+        """Take no more, hand back what was not begun, and let end what is in work; what is late is handed back, too.
 
         The open pull is waited for: what the server hands out while we unsubscribe would reach nobody. Only then is
         anything handed back: the server would put it straight into that pull again, until its deliveries are used up.
@@ -127,13 +130,7 @@ class Taker:
         taken, self._taken = self._taken, []
         for message in taken:
             await hand_back(message)
-        if self._work:
-            await asyncio.wait(set(self._work), timeout=GRACE_S)
-        late = set(self._work)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=1)
+        await let_end(self._work, within_s=within_s)
 
 
 async def watch(js: JetStreamContext, settings: Settings, takers: Sequence[Taker], metrics: Metrics) -> None:

@@ -83,7 +83,7 @@ class Relay:
         self._fence = fence
         self._woken = asyncio.Event()
         self._heard: BoundedDict[str, int] = BoundedDict(_HEARD_MAX)
-        self._aside: set[UUID] = set()
+        self._aside: BoundedDict[UUID, None] = BoundedDict(ASIDE_MAX)
         self._aside_until = 0.0
         self._max_payload = 0
 
@@ -101,6 +101,7 @@ class Relay:
             more = False
             try:
                 more = await self._announce_some()
+                self._metrics.relay_set_aside.set(len(self._aside))
                 if loop.time() - measured > 1:
                     measured = loop.time()
                     await self._measure()
@@ -139,8 +140,7 @@ class Relay:
             events, stuck = await unsent_events(
                 connection, self._personal, [head.user_id for head in heads], events_max=EVENTS_MAX
             )
-            self._aside |= set(sorted(stuck)[: ASIDE_MAX - len(self._aside)])
-            self._metrics.relay_set_aside.set(len(self._aside))
+            self._aside.update(dict.fromkeys(stuck))
             sent = await self._publish_all(heads, events)
             await self._store(connection, heads, sent)
         self._metrics.relay_published.inc(len(sent))
@@ -154,7 +154,6 @@ class Relay:
         if self._client.max_payload != self._max_payload or now > self._aside_until:
             self._max_payload, self._aside_until = self._client.max_payload, now + ASIDE_S
             self._aside.clear()
-            self._metrics.relay_set_aside.set(0)
 
     def _set_aside(self, stored: StoredEvent, error: MessageTooLarge) -> None:
         """Leave a user's events alone until the limit changes: they keep their order, and nobody else waits."""
@@ -168,9 +167,7 @@ class Relay:
             advice=f"set max_payload of nats-server to {error.max_payload_needed} or more and restart it; "
             "the event and its user's later ones wait, and go out by themselves then",
         )
-        if len(self._aside) < ASIDE_MAX:
-            self._aside.add(stored.event.aggregate_id)
-        self._metrics.relay_set_aside.set(len(self._aside))
+        self._aside[stored.event.aggregate_id] = None
 
     async def _invalidate(self, heads: Sequence[Head], sent: Sequence[StoredEvent]) -> None:
         """Say what the writer should have said right after its commit: it may have died before, or been cut off."""

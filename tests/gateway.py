@@ -71,10 +71,7 @@ class Gateway:
         return await self.send(f"users.v1.{operation}", json.dumps(body).encode(), headers=sent, timeout=timeout)
 
     async def register(self, email: str | None = None, *, headers: Mapping[str, str] | None = None) -> Reply:
-        return await self.call(
-            "auth.register", headers=headers, email=email or new_email(), password=PASSWORD, firstName="Ada",
-            lastName="Lovelace", acceptTerms=True,
-        )  # fmt: skip
+        return await self.call("auth.register", headers=headers, **registration(email or new_email()))
 
     async def verified(self, email: str | None = None) -> str:
         """Register and verify by the mail that comes; the address."""
@@ -155,6 +152,11 @@ async def stored_events(ready: Mapping[str, Any], subject: str = "users.events.v
         return found
     finally:
         await nc.close()
+
+
+def registration(email: str) -> dict[str, Any]:
+    """A body of `auth.register` that is accepted."""
+    return {"email": email, "password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}
 
 
 def new_email() -> str:

@@ -5,15 +5,14 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from tests.faults.house import House, Run
-from tests.gateway import PASSWORD, database
+from tests.gateway import database, registration
 from tests.program import until
 
 
 def late_registration(email: str) -> tuple[bytes, dict[str, str]]:
     """Body and headers of a registration whose caller waits for half a second."""
-    body = {"email": email, "password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}
     deadline = datetime.now(UTC) + timedelta(seconds=0.5)
-    return json.dumps(body).encode(), {"Deadline": deadline.isoformat(), "Request-Id": str(uuid4())}
+    return json.dumps(registration(email)).encode(), {"Deadline": deadline.isoformat(), "Request-Id": str(uuid4())}
 
 
 async def require_dropped(house: House, run: Run, email: str, request_id: str) -> None:

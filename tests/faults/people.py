@@ -14,10 +14,11 @@ from nats.errors import Error as NatsError
 
 from tests.faults.house import House
 from tests.faults.ledger import Ledger, require_audit, require_rows, require_stream, until_finished
-from tests.gateway import PASSWORD, Gateway, Reply, database, new_email
+from tests.gateway import PASSWORD, Gateway, Reply, database, new_email, registration
 
 AWAY = {"SERVICE_UNAVAILABLE", "OVERLOADED", "DEADLINE_EXCEEDED"}
 UNVERIFIED = {"USER_SERVICE_REQUIRE_VERIFIED_EMAIL": "false"}
+BACK_S_MAX = 9.0  # 3 s are promised; this machine is shared
 LATE_S_MAX = 1.0
 """How long after its deadline an answer is still waited for: the wire and two busy cores may take so long."""
 UNSURE_S_MAX = 4.0
@@ -126,9 +127,7 @@ class People:
     async def _register(self) -> None:
         email = new_email()
         self.ledger.unanswered.add(email)
-        reply = await self.ask(
-            "auth.register", email=email, password=PASSWORD, firstName="Ada", lastName="Lovelace", acceptTerms=True
-        )
+        reply = await self.ask("auth.register", **registration(email))
         if reply is not None:
             self.ledger.unanswered.discard(email)
             (self.ledger.accepted if reply.ok else self.ledger.refused)[email] = reply

@@ -27,15 +27,14 @@ from tests.faults.ledger import (
     require_stream,
     until_finished,
 )
+from tests.faults.people import AWAY, UNVERIFIED
 from tests.faults.schedule import Fault, Stage
-from tests.gateway import PASSWORD, Gateway, Reply, gateway
+from tests.gateway import PASSWORD, Gateway, Reply, gateway, registration
 
 ANSWER_S = 3.0
 FORGOTTEN = 0.2  # so many of those who had no answer do not ask again
 GRACE_S = 6.0  # a refresh token is shown again no later: well within the ten seconds in which that is no theft
 MAILS_AT_ONCE = 4
-AWAY = {"OVERLOADED", "SERVICE_UNAVAILABLE", "DEADLINE_EXCEEDED"}
-SETTINGS = {"USER_SERVICE_REQUIRE_VERIFIED_EMAIL": "false"}
 WRITERS, REFRESHERS, REGISTRARS = 8, 4, 4
 
 
@@ -59,7 +58,7 @@ class Callers:
         found = []
         for email in emails(WRITERS + REFRESHERS):
             reply = await self._until_answered(
-                "auth.register", {"Idempotency-Key": key_of(email)}, **_registration(email)
+                "auth.register", {"Idempotency-Key": key_of(email)}, **registration(email)
             )
             self.ledger.accepted[email] = reply
             found.append((await self._until_answered("auth.login", {}, email=email, password=PASSWORD)).data)
@@ -101,7 +100,7 @@ class Callers:
         while not self.stop.is_set():
             [email] = emails(1)
             self.ledger.accepted[email] = await self._until_answered(
-                "auth.register", {"Idempotency-Key": key_of(email)}, **_registration(email)
+                "auth.register", {"Idempotency-Key": key_of(email)}, **registration(email)
             )
             await self._pause()
 
@@ -162,7 +161,7 @@ class Figures:
 
 async def play(house: House, seed: int, faults: Sequence[Fault]) -> Figures:
     """A round; it fails where anything acknowledged is lost, or anything stands twice that may not."""
-    stage, callers = Stage(house, **SETTINGS), Callers(house, seed)
+    stage, callers = Stage(house, **UNVERIFIED), Callers(house, seed)
     try:
         async with stage.playing():
             users = await callers.sign_up()
@@ -202,7 +201,3 @@ async def play(house: House, seed: int, faults: Sequence[Fault]) -> Figures:
         starts=dict(stage.starts),
         settled_s=round(settled_s, 1),
     )
-
-
-def _registration(email: str) -> dict[str, object]:
-    return {"email": email, "password": PASSWORD, "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}

@@ -24,12 +24,11 @@ from tests.faults.ledger import (
     require_stream,
     until_finished,
 )
-from tests.faults.people import UNVERIFIED, answering_after_s
+from tests.faults.people import BACK_S_MAX, UNVERIFIED, answering_after_s
 from tests.gateway import PASSWORD, Gateway, new_email, stored_events
 from tests.program import eventually, until
 
 TOO_LARGE = "an event is too large for the bus"
-BACK_S_MAX = 9.0  # 3 s are promised; this machine is shared
 
 
 async def test_a_bus_that_goes_and_comes_back(

@@ -19,13 +19,12 @@ from tests.faults.ledger import (
     require_stream,
     until_finished,
 )
-from tests.faults.people import AWAY, UNVERIFIED, People
+from tests.faults.people import AWAY, BACK_S_MAX, UNVERIFIED, People
 from tests.gateway import database
 from tests.integration.mail_server import MailServer
 from tests.program import until
 
 REFUSED_S_MAX = 3.0  # one second is promised; this machine is shared
-BACK_S_MAX = 9.0  # 3 s are promised
 UNWOKEN_S_MAX = 3.0  # one second is promised
 
 

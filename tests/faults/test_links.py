@@ -8,7 +8,7 @@ from nats.errors import Error as NatsError
 
 from tests.faults.house import House
 from tests.faults.late import late_registration, require_dropped
-from tests.faults.people import UNVERIFIED, People, answering_after_s
+from tests.faults.people import BACK_S_MAX, UNVERIFIED, People, answering_after_s
 from tests.faults.proxy import proxy_to
 from tests.faults.walk import LIMITED, SLOWER_S_MAX, Walk, slower
 from tests.gateway import new_email
@@ -16,7 +16,6 @@ from tests.program import eventually, until
 
 HALF_OPEN_S = 2.5
 ROUNDS = 3
-BACK_S_MAX = 9.0  # 3 s are promised; this machine is shared
 
 
 async def test_a_bad_link_to_the_database_costs_refusals_in_time_and_nothing_else(

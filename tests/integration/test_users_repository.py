@@ -54,6 +54,17 @@ class Repository:
             await work.users.save(user)
             await work.commit(Empty())
 
+    async def sign_in(self, seen: Candidate, *, one_statement: bool) -> None:
+        """By what was read of the user, without a lock."""
+        database, personal, trail = self._means
+        async with unit_of_work(
+            database, personal, trail, announce=self.announced.update, one_statement=one_statement
+        ) as work:
+            user, new = work.users.trust(seen), _new_session(seen.user)
+            user.sign_in(session_id=new.session.id, method="password", known_device=True, origin=ORIGIN, at=NOW)
+            await work.users.save(user, session=new)
+            await work.commit(Empty())
+
     async def _locked(self, work: UnitOfWork, user_id: UUID) -> User:
         user = await work.users.lock(user_id)
         assert user is not None
@@ -185,20 +196,8 @@ def _new_session(user: User) -> NewSession:
 
 @pytest.mark.parametrize("one_statement", [True, False])
 async def test_a_sign_in_stands_only_if_nothing_changed_since_its_user_was_read(
-    repository: Repository, database: Database, owner: asyncpg.Connection, personal: PersonalData, trail: Trail,
-    *, one_statement: bool,
-) -> None:  # fmt: skip
-    async def sign_in(seen: Candidate) -> None:
-        announced: dict[UUID, int] = {}
-        async with unit_of_work(
-            database, personal, trail, announce=announced.update, one_statement=one_statement
-        ) as work:
-            user, new = work.users.trust(seen), _new_session(seen.user)
-            user.sign_in(session_id=new.session.id, method="password", known_device=True, origin=ORIGIN, at=NOW)
-            await work.users.save(user, session=new)
-            await work.commit(Empty())
-        assert announced == {user.id: user.version}
-
+    repository: Repository, database: Database, owner: asyncpg.Connection, *, one_statement: bool
+) -> None:
     user = a_user(email=f"{uuid4().hex}@example.org")
     await repository.add(user)
     async with database.connection() as connection:
@@ -207,9 +206,10 @@ async def test_a_sign_in_stands_only_if_nothing_changed_since_its_user_was_read(
         ]
     assert first
     assert second
-    await sign_in(first)
+    await repository.sign_in(first, one_statement=one_statement)
+    assert repository.announced[user.id] == 2
     with pytest.raises(Stale):
-        await sign_in(second)
+        await repository.sign_in(second, one_statement=one_statement)
     assert await owner.fetchval("SELECT count(*) FROM user_sessions WHERE user_id = $1", user.id) == 1
     assert await _versions(owner, user.id) == [1, 2]
     assert await owner.fetchval("SELECT count(*) FROM outbox WHERE user_id = $1", user.id) == 2
@@ -220,7 +220,7 @@ async def test_a_sign_in_stands_only_if_nothing_changed_since_its_user_was_read(
 
 
 async def test_a_row_that_was_mended_by_hand_is_not_signed_in_over(
-    repository: Repository, database: Database, owner: asyncpg.Connection, personal: PersonalData, trail: Trail
+    repository: Repository, database: Database, owner: asyncpg.Connection
 ) -> None:
     """Whoever suspends an account by SQL raises no version."""
     for change in ("status = 'suspended'", "role = 'moderator'", "password_hash = 'another'", "email_verified = true"):
@@ -230,11 +230,8 @@ async def test_a_row_that_was_mended_by_hand_is_not_signed_in_over(
             seen = await candidate_of(connection, user.email, device_hash=None, session_cap=10, at=NOW)
         assert seen
         await owner.execute(f"UPDATE users SET {change} WHERE id = $1", user.id)
-        async with unit_of_work(database, personal, trail, announce=lambda _: None, one_statement=True) as work:
-            trusted, new = work.users.trust(seen), _new_session(seen.user)
-            trusted.sign_in(session_id=new.session.id, method="password", known_device=True, origin=ORIGIN, at=NOW)
-            with pytest.raises(Stale):
-                await work.users.save(trusted, session=new)
+        with pytest.raises(Stale):
+            await repository.sign_in(seen, one_statement=True)
         assert await owner.fetchval(f"SELECT {change} FROM users WHERE id = $1", user.id)
         assert await owner.fetchval("SELECT count(*) FROM user_sessions WHERE user_id = $1", user.id) == 0
 
