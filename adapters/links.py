@@ -2,24 +2,29 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
 from adapters.postgres import Connection
 
+Purpose = Literal[
+    "verification", "invitation", "reset", "email-change", "cancel-email-change", "not-me", "unlock"
+]  # fmt: skip
 OPEN_MAX = 3
 """How many links of one purpose a user may have open; the oldest gives way."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A link as it stands: whose, what for, to which address."""
+    """A link as it stands: whose, what for, to which address; `session_id` where it speaks of one session."""
 
     id: UUID
     user_id: UUID
-    purpose: str
+    purpose: Purpose
     address: str
     expires_at: datetime
-    used_at: datetime | None
+    used_at: datetime | None = None
+    session_id: UUID | None = None
 
     def is_open(self, at: datetime) -> bool:
         return self.used_at is None and at < self.expires_at
@@ -29,7 +34,7 @@ _GIVE_WAY = """
 UPDATE links SET used_at = $3 WHERE id IN (
     SELECT id FROM links WHERE user_id = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
     ORDER BY created_at DESC, id DESC OFFSET $4)"""
-_COLUMNS = "l.id, l.user_id, l.purpose, l.address, l.expires_at, l.used_at"
+_COLUMNS = "l.id, l.user_id, l.purpose, l.address, l.expires_at, l.used_at, l.session_id"
 
 
 class Links:
@@ -41,8 +46,9 @@ class Links:
     async def open(self, link: Link, *, at: datetime) -> None:
         await self._connection.execute(_GIVE_WAY, link.user_id, link.purpose, at, OPEN_MAX - 1)
         await self._connection.execute(
-            "INSERT INTO links (id, user_id, purpose, address, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
-            link.id, link.user_id, link.purpose, link.address, at, link.expires_at,
+            "INSERT INTO links (id, user_id, purpose, address, created_at, expires_at, session_id) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            link.id, link.user_id, link.purpose, link.address, at, link.expires_at, link.session_id,
         )  # fmt: skip
 
     async def use(self, link_id: UUID, *, at: datetime) -> bool:
@@ -53,13 +59,20 @@ class Links:
         )  # fmt: skip
         return bool(used)
 
+    async def void(self, user_id: UUID, *purposes: Purpose, at: datetime) -> None:
+        """Use up every open link of a user that is for one of these purposes."""
+        await self._connection.execute(
+            "UPDATE links SET used_at = $3 WHERE user_id = $1 AND purpose = ANY($2) AND used_at IS NULL",
+            user_id, list(purposes), at,
+        )  # fmt: skip
 
-async def link_by_token(connection: Connection, token_hash: bytes, purpose: str) -> Link | None:
-    """The link that a mail token opens for this purpose, used or not; None for an unknown one."""
+
+async def link_by_token(connection: Connection, token_hash: bytes, *purposes: Purpose) -> Link | None:
+    """The link that a mail token opens for one of these purposes, used or not; None for an unknown one."""
     row = await connection.fetchrow(
         f"SELECT {_COLUMNS} FROM link_tokens t JOIN links l ON l.id = t.link_id "
-        "WHERE t.hash = $1 AND l.purpose = $2",
-        token_hash, purpose,
+        "WHERE t.hash = $1 AND l.purpose = ANY($2)",
+        token_hash, list(purposes),
     )  # fmt: skip
     return None if row is None else Link(**row)
 

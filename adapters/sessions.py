@@ -41,7 +41,8 @@ _FORGET_DEVICES = """
 DELETE FROM device_tokens WHERE hash IN (
     SELECT hash FROM device_tokens WHERE user_id = $1 ORDER BY created_at DESC, hash OFFSET $2)"""
 _STANDING = """
-SELECT u.id, u.email, u.role, u.status, u.version, s.id AS session_id, s.ended_at IS NOT NULL AS ended, s.expires_at
+SELECT u.id, u.email, u.role, u.status, u.version, s.id AS session_id, s.amr, s.ended_at IS NOT NULL AS ended,
+    s.expires_at
 FROM users u JOIN user_sessions s ON s.user_id = u.id WHERE u.id = $1 AND s.id = $2"""
 
 
@@ -109,8 +110,16 @@ class Sessions:
         await self._connection.execute(_FORGET, token_hash, session_id)
         await self._connection.execute(_SPEND, token_hash, at, used_by, successor_hash, successor_sealed, expires_at)
 
+    async def live_of(self, user_id: UUID, *, at: datetime) -> list[UUID]:
+        """The sessions of a user that are not over."""
+        rows = await self._connection.fetch(
+            "SELECT id FROM user_sessions WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2 "
+            "ORDER BY created_at", user_id, at,
+        )  # fmt: skip
+        return [row["id"] for row in rows]
+
     async def end(self, session_ids: Sequence[UUID], *, reason: str, at: datetime) -> list[UUID]:
-        """End sessions; returns those that were not over before. The one way in which a session ends early."""
+        """End sessions; returns those that were not over before. Use cases go by `UnitOfWork.end_sessions`."""
         if not session_ids:
             return []
         rows = await self._connection.fetch(
@@ -120,12 +129,14 @@ class Sessions:
         )  # fmt: skip
         return [row["id"] for row in rows]
 
-    async def add_device(self, user_id: UUID, token_hash: bytes, *, at: datetime, lifetime: timedelta) -> None:
+    async def add_device(
+        self, user_id: UUID, token_hash: bytes, *, session_id: UUID | None, at: datetime, lifetime: timedelta
+    ) -> None:
         """Know a device from here on; past the newest few of a user the oldest are forgotten."""
         await self._connection.execute(_FORGET_DEVICES, user_id, DEVICES_MAX - 1)
         await self._connection.execute(
-            "INSERT INTO device_tokens (hash, user_id, created_at, expires_at) VALUES ($1, $2, $3, $4)",
-            token_hash, user_id, at, at + lifetime,
+            "INSERT INTO device_tokens (hash, user_id, session_id, created_at, expires_at) VALUES ($1, $2, $3, $4, $5)",
+            token_hash, user_id, session_id, at, at + lifetime,
         )  # fmt: skip
 
 
@@ -155,6 +166,7 @@ async def standing_of(connection: Connection, user_id: UUID, session_id: UUID) -
         role=row["role"],
         status=row["status"],
         version=row["version"],
+        amr=tuple(row["amr"]),
         session_ended=row["ended"],
         expires_at=row["expires_at"],
     )

@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     limit_mail_source: RateSetting = Field(
         default=Rate(tries_max=20, window_s=3600), description="mails asked for, by source"
     )
+    limit_code: RateSetting = Field(
+        default=Rate(tries_max=5, window_s=900), description="second-factor codes, by account"
+    )
+    limit_upload: RateSetting = Field(default=Rate(tries_max=10, window_s=3600), description="avatars, by caller")
     limit_bus_client: RateSetting = Field(
         default=Rate(tries_max=10_000, window_s=900), description="all that is limited by address and names none"
     )
@@ -151,6 +155,12 @@ class Settings(BaseSettings):
         default="composition", description="rules for new passwords"
     )
     require_verified_email: bool = Field(default=True, description="sign-in needs a verified address")
+    hide_registered_emails: bool = Field(
+        default=False, description="`register` answers alike for a free and a taken address"
+    )
+    admin_second_factor: bool = Field(
+        default=True, description="admin operations need a session with a second factor; `dev` turns it off"
+    )
 
     requests_max: int = Field(default=512, ge=1, le=100_000, description="requests in work at once; more are shed")
     request_ms_max: int = Field(default=30_000, ge=100, le=300_000, description="longest time a request may take")
@@ -171,6 +181,15 @@ class Settings(BaseSettings):
     idle_seconds: int = Field(
         default=14 * 86_400, ge=60, le=366 * 86_400, description="a session unused for so long is over"
     )
+    erase_after_seconds: int = Field(
+        default=30 * 86_400, ge=0, le=366 * 86_400, description="from the deletion of an account to the end of its data"
+    )
+    email_reuse_after_seconds: int = Field(
+        default=30 * 86_400,
+        ge=0,
+        le=366 * 86_400,
+        description="from the deletion of an account until its address is free",
+    )
 
     @field_validator("argon2", mode="before")
     @classmethod
@@ -189,7 +208,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "limit_login", "limit_login_source", "limit_register", "limit_general", "limit_mail_address",
-        "limit_mail_source", "limit_bus_client", mode="before",
+        "limit_mail_source", "limit_code", "limit_upload", "limit_bus_client", mode="before",
     )  # fmt: skip
     @classmethod
     def _read_rate(cls, value: object) -> object:

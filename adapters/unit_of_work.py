@@ -1,7 +1,8 @@
 """A transaction with its repositories: state, events, audit rows and the kept reply commit together or not at all."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from uuid import UUID
 
 from adapters.audit_log import AuditRow, add_audit_row
@@ -13,6 +14,7 @@ from adapters.sessions import Sessions
 from adapters.users import Users
 from contracts.wire import Wire
 from domain.refusals import Refusal
+from domain.user import User
 
 Outcome = Wire | Refusal
 KeepReply = Callable[[Connection, Outcome], Awaitable[None]]
@@ -49,6 +51,19 @@ class UnitOfWork:
     async def audit(self, row: AuditRow) -> None:
         """Write an audit row that has no event."""
         await add_audit_row(self.connection, self._personal, self._trail, row)
+
+    async def end_sessions(
+        self, user: User, *, reason: str, at: datetime, only: Sequence[UUID] | None = None, but: UUID | None = None
+    ) -> list[UUID]:
+        """End sessions of a locked user, all that live unless `only` names some; returns those that this ended.
+
+        The one way in which a session ends early: every process refuses its tokens once the user is saved.
+        """
+        wanted = await self.sessions.live_of(user.id, at=at) if only is None else only
+        ended = await self.sessions.end([id for id in wanted if id != but], reason=reason, at=at)
+        for session_id in ended:
+            user.session_revoked(session_id, reason=reason, at=at)
+        return ended
 
     async def commit(self, outcome: Outcome) -> None:
         """Make everything true at once; `outcome` is what the caller will be told, also when it asks again."""

@@ -14,14 +14,15 @@ from adapters.sessions import OPEN, NewSession
 from contracts.admin import Security
 from contracts.users import Profile as ProfileView
 from contracts.users import User as UserView
-from domain.refusals import Stale
+from domain.refusals import EmailTaken, Stale
 from domain.user import Profile, User, UserId
 
 Row = asyncpg.Record
 
 _USER = """u.id, u.email, u.password_hash, u.first_name, u.last_name, u.role, u.status, u.email_verified,
-    u.two_factor_enabled, u.failed_login_attempts, u.last_login_at, u.last_password_change, u.revision, u.version,
-    u.created_at, u.updated_at"""
+    u.two_factor_enabled, u.failed_login_attempts, u.account_locked, u.lockout_until, u.last_login_at,
+    u.last_password_change, u.password_reset_required, u.deleted_at, u.revision, u.version, u.created_at,
+    u.updated_at"""
 _PROFILE = """p.display_name, p.bio, p.website_url, p.location, p.timezone, p.language, p.theme, p.notifications_email,
     p.notifications_push, p.notifications_sms, p.social_links, p.updated_at AS profile_updated_at"""
 _FROM = "FROM users u JOIN user_profiles p ON p.user_id = u.id"
@@ -47,7 +48,8 @@ _CHANGE = """
 WITH changed AS (
     UPDATE users SET updated_at = $2, email_verified = $10, failed_login_attempts = $11, last_login_at = $12,
         first_name = $13, last_name = $14, revision = $15, version = $16, role = $17, status = $18, password_hash = $19,
-        last_password_change = $20
+        last_password_change = $20, email = $22, email_key = $23, two_factor_enabled = $24,
+        password_reset_required = $25, account_locked = $26, lockout_until = $27, deleted_at = $28
     WHERE id = $1 AND version = $21 RETURNING id
 )"""
 _SAVE = f"{_CHANGE}, {APPEND}"
@@ -58,8 +60,8 @@ WITH changed AS (
     UPDATE users SET updated_at = $2, failed_login_attempts = $11, last_login_at = $12, version = $16,
         password_hash = $19
     WHERE id = $1 AND version = $21 AND password_hash = $31
-        AND (email_verified, first_name, last_name, revision, role, status, last_password_change)
-            = ($10, $13, $14, $15, $17, $18, $20)
+        AND (email_verified, first_name, last_name, revision, role, status, last_password_change, two_factor_enabled,
+            password_reset_required, account_locked) = ($10, $13, $14, $15, $17, $18, $20, $32, $33, $34)
     RETURNING id
 ), {OPEN}, {APPEND}"""
 _SAVE_PROFILE = """
@@ -120,17 +122,27 @@ class Users:
     async def save(self, user: User, *, session: NewSession | None = None) -> None:
         """Write the row and append its events, whose versions follow the row's; open a session with it.
 
-        All of it is one statement. Raises `Stale` when the row is no longer as it was read.
+        All of it is one statement. Raises `Stale` when the row is no longer as it was read, `EmailTaken` when the
+        address has come to belong to somebody else.
         """
         read = self._read[user.id]
         if user.recorded:
             self.touched[user.id] = user.version  # before it is so: the answer may be lost on its way
-        changed = await self._connection.fetchval(
-            _SIGN_IN if session else _SAVE, *self._events(user, read.wrapped_key), user.email_verified,
-            user.failed_logins, user.last_login_at, user.first_name, user.last_name, user.revision, user.version,
-            user.role, user.status, user.password_hash, user.last_password_change, read.version,
-            *((*session.values, read.password_hash) if session else ()),
-        )  # fmt: skip
+        if session is None:
+            statement, more = _SAVE, _slow_columns(user)
+        else:
+            guards = (read.password_hash, user.two_factor_enabled, user.password_reset_required, user.account_locked)
+            statement, more = _SIGN_IN, (*session.values, *guards)
+        try:
+            changed = await self._connection.fetchval(
+                statement, *self._events(user, read.wrapped_key), user.email_verified, user.failed_logins,
+                user.last_login_at, user.first_name, user.last_name, user.revision, user.version, user.role,
+                user.status, user.password_hash, user.last_password_change, read.version, *more,
+            )  # fmt: skip
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name == "users_email_key_key":
+                raise EmailTaken from error
+            raise
         if not changed:
             raise Stale
         if user.profile != read.profile:
@@ -151,6 +163,14 @@ class Users:
         )
 
 
+def _slow_columns(user: User) -> tuple[object, ...]:
+    """What no sign-in writes."""
+    return (
+        user.email, email_key(user.email), user.two_factor_enabled, user.password_reset_required, user.account_locked,
+        user.lockout_until, user.deleted_at,
+    )  # fmt: skip
+
+
 def _user(row: Row) -> User:
     return User(
         id=UserId(row["id"]),
@@ -163,8 +183,12 @@ def _user(row: Row) -> User:
         email_verified=row["email_verified"],
         two_factor_enabled=row["two_factor_enabled"],
         failed_logins=row["failed_login_attempts"],
+        account_locked=row["account_locked"],
+        lockout_until=row["lockout_until"],
         last_login_at=row["last_login_at"],
         last_password_change=row["last_password_change"],
+        password_reset_required=row["password_reset_required"],
+        deleted_at=row["deleted_at"],
         revision=row["revision"],
         version=row["version"],
         created_at=row["created_at"],
@@ -222,6 +246,22 @@ async def owner_of(connection: Connection, key: str) -> UUID | None:
         "SELECT id FROM users WHERE email_key = $1 AND status <> 'deleted'", key
     )
     return owner
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPassword:
+    """What a password is checked against, and the address that its tries are counted by."""
+
+    email: str
+    password_hash: str
+
+
+async def password_of(connection: Connection, user_id: UUID) -> StoredPassword | None:
+    """A user's password as it is stored, read without a lock; None for unknown and deleted ones."""
+    row = await connection.fetchrow(
+        "SELECT email, password_hash FROM users WHERE id = $1 AND status <> 'deleted'", user_id
+    )
+    return None if row is None else StoredPassword(**row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class UserRegistered(EventData):
 class EmailVerificationRequested(EventData):
     email: Annotated[str | None, PERSONAL]
     token_id: UUID
+    not_me_token_id: UUID | None = None
     expires_at: Timestamp
     reason: Literal["registration", "resend"]
 
@@ -50,6 +51,7 @@ class UserLogin(EventData):
     method: Literal["password", "password+totp", "password+backup-code"]
     new_device: bool
     device_info: Annotated[dict[str, str] | None, PERSONAL]
+    token_id: UUID | None = None
 
 
 class LoginFailed(EventData):
@@ -72,6 +74,8 @@ class RefreshTokenReused(EventData):
     session_id: UUID
     ip: Annotated[str | None, PERSONAL]
     user_agent: Annotated[str | None, PERSONAL]
+    token_id: UUID | None = None
+    expires_at: Timestamp | None = None
 
 
 class ProfileUpdated(EventData):
@@ -88,6 +92,97 @@ class UserRoleChanged(EventData):
     from_: str = Field(alias="from")
     to: str
     reason: str
+
+
+class UserStatusChanged(EventData):
+    from_: str = Field(alias="from")
+    to: str
+    reason: str
+
+
+class UserInvited(EventData):
+    email: Annotated[str | None, PERSONAL]
+    token_id: UUID
+    expires_at: Timestamp
+
+
+class RegistrationRepeated(EventData):
+    email: Annotated[str | None, PERSONAL]
+
+
+class AccountLocked(EventData):
+    until: Timestamp
+    token_id: UUID
+    expires_at: Timestamp
+
+
+class AccountUnlocked(EventData):
+    reason: str
+
+
+class PasswordResetRequested(EventData):
+    token_id: UUID
+    expires_at: Timestamp
+
+
+class PasswordReset(EventData):
+    pass
+
+
+class PasswordChanged(EventData):
+    pass
+
+
+class PasswordResetRequired(EventData):
+    reason: str
+
+
+class EmailChangeRequested(EventData):
+    new_email: Annotated[str | None, PERSONAL]
+    token_id: UUID
+    cancel_token_id: UUID
+    expires_at: Timestamp
+
+
+class EmailChanged(EventData):
+    email: Annotated[str | None, PERSONAL]
+    previous_email: Annotated[str | None, PERSONAL]
+
+
+class EmailChangeCancelled(EventData):
+    email: Annotated[str | None, PERSONAL]
+
+
+class AvatarUpdated(EventData):
+    avatar: Annotated[dict[str, JsonValue] | None, PERSONAL]
+
+
+class TwoFactorEnabled(EventData):
+    by: Literal["user", "admin"]
+
+
+class TwoFactorDisabled(EventData):
+    by: Literal["user", "admin"]
+
+
+class BackupCodesRegenerated(EventData):
+    pass
+
+
+class BackupCodeUsed(EventData):
+    remaining: int
+
+
+class UserDeleted(EventData):
+    by: Literal["user", "admin", "system"]
+
+
+class UserErased(EventData):
+    pass
+
+
+class DataExported(EventData):
+    pass
 
 
 class Metadata(Wire):
@@ -126,6 +221,26 @@ EVENTS: dict[str, type[EventData]] = {
         RefreshTokenReused,
         ProfileUpdated,
         UserRoleChanged,
+        UserStatusChanged,
+        UserInvited,
+        RegistrationRepeated,
+        AccountLocked,
+        AccountUnlocked,
+        PasswordResetRequested,
+        PasswordReset,
+        PasswordChanged,
+        PasswordResetRequired,
+        EmailChangeRequested,
+        EmailChanged,
+        EmailChangeCancelled,
+        AvatarUpdated,
+        TwoFactorEnabled,
+        TwoFactorDisabled,
+        BackupCodesRegenerated,
+        BackupCodeUsed,
+        UserDeleted,
+        UserErased,
+        DataExported,
     )
 }
 

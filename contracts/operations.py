@@ -34,6 +34,12 @@ class Limit(Enum):
     LOGIN = "auth:login"
     REGISTER = "auth:register"
     MAIL = "auth:mail"
+    CODE = "auth:code"
+    UPLOAD = "api:upload"
+
+
+FRESH_S = 900
+"""How old a caller's proof of identity may be where an act weighs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,9 @@ class Operation:
     """One subject of the service: what comes in, what goes out, who may call, how often.
 
     `request` is a class of its own for each operation: it is the key of the handler table.
-    `writes` says that the operation honours an `Idempotency-Key`; `holds_secrets` that its reply is
-    given again for a minute only.
+    `fresh` asks for a caller whose proof of identity is at most `FRESH_S` old. `writes` says that the operation
+    honours an `Idempotency-Key`; `holds_secrets` that its reply is given again for a minute only. `emits` names every
+    event that it may leave, `audits` every action that it writes to the audit log without an event.
     """
 
     subject: str
@@ -50,9 +57,12 @@ class Operation:
     reply: type[Wire]
     route: str
     caller: Caller | Permission = Caller.ANYONE
+    fresh: bool = False
     limit: Limit = Limit.GENERAL
     writes: bool = False
     holds_secrets: bool = False
+    emits: tuple[str, ...] = ()
+    audits: tuple[str, ...] = ()
     body_bytes_max: int = 64 * 1024
 
     @property

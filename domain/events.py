@@ -25,6 +25,7 @@ class UserRegistered(DomainEvent):
 class EmailVerificationRequested(DomainEvent):
     email: str
     token_id: UUID
+    not_me_token_id: UUID | None = None
     expires_at: datetime
     reason: str
 
@@ -44,6 +45,7 @@ class UserLogin(DomainEvent):
     method: str
     new_device: bool
     device_info: dict[str, str]
+    token_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,8 @@ class RefreshTokenReused(DomainEvent):
     session_id: UUID
     ip: str | None
     user_agent: str | None
+    token_id: UUID | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,3 +87,114 @@ class UserRoleChanged(DomainEvent):
     from_: str
     to: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserStatusChanged(DomainEvent):
+    from_: str
+    to: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserInvited(DomainEvent):
+    email: str
+    token_id: UUID
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationRepeated(DomainEvent):
+    email: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountLocked(DomainEvent):
+    until: datetime
+    token_id: UUID
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountUnlocked(DomainEvent):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordResetRequested(DomainEvent):
+    token_id: UUID
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordReset(DomainEvent):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordChanged(DomainEvent):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordResetRequired(DomainEvent):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailChangeRequested(DomainEvent):
+    new_email: str
+    token_id: UUID
+    cancel_token_id: UUID
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailChanged(DomainEvent):
+    email: str
+    previous_email: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailChangeCancelled(DomainEvent):
+    email: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AvatarUpdated(DomainEvent):
+    avatar: dict[str, object] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwoFactorEnabled(DomainEvent):
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwoFactorDisabled(DomainEvent):
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupCodesRegenerated(DomainEvent):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupCodeUsed(DomainEvent):
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserDeleted(DomainEvent):
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserErased(DomainEvent):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataExported(DomainEvent):
+    pass

@@ -40,6 +40,20 @@ class NoCaller(Refusal):
     code = "AUTHENTICATION_REQUIRED"
 
 
+@dataclass(eq=False)
+class ReauthenticationRequired(Refusal):
+    """The caller's proof of identity is older than this act allows."""
+
+    code: ClassVar[str] = "REAUTHENTICATION_REQUIRED"
+    age_s_max: int
+
+
+class WrongCode(Refusal):
+    """A second-factor code that is wrong, replayed or spent."""
+
+    code = "INVALID_TWO_FACTOR_CODE"
+
+
 class BadToken(Refusal):
     code = "INVALID_TOKEN"
 
@@ -52,12 +66,28 @@ class Forbidden(Refusal):
     code = "FORBIDDEN"
 
 
+class SecondFactorRequired(Refusal):
+    """The caller's session was opened without a second factor, which this act asks for."""
+
+    code = "TWO_FACTOR_REQUIRED"
+
+
 class EmailNotVerified(Refusal):
     code = "EMAIL_NOT_VERIFIED"
 
 
 class AccountSuspended(Refusal):
     code = "ACCOUNT_SUSPENDED"
+
+
+class PasswordExpired(Refusal):
+    code = "PASSWORD_EXPIRED"
+
+
+class PasswordDisowned(Refusal):
+    """Somebody other than its owner may know the password: it opens nothing until it is reset."""
+
+    code = "PASSWORD_RESET_REQUIRED"
 
 
 class NotFound(Refusal):

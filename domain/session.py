@@ -24,7 +24,15 @@ class Lifetimes:
     idle: timedelta = timedelta(days=14)
     grace: timedelta = timedelta(seconds=10)
     device: timedelta = timedelta(days=180)
+    challenge: timedelta = timedelta(minutes=5)
     verification_link: timedelta = timedelta(hours=24)
+    email_change_link: timedelta = timedelta(hours=24)
+    invitation_link: timedelta = timedelta(days=7)
+    reset_link: timedelta = timedelta(hours=1)
+    unlock_link: timedelta = timedelta(hours=24)
+    not_me_link: timedelta = timedelta(days=7)
+    cancel_link: timedelta = timedelta(days=7)
+    unverified_account: timedelta = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +103,14 @@ class Standing:
     role: Role
     status: Status
     version: int
+    amr: tuple[str, ...]
+    """How the session was proven: `pwd`, and `otp` where a second factor was shown (RFC 8176)."""
     session_ended: bool
     expires_at: datetime
+
+    @property
+    def has_second_factor(self) -> bool:
+        return "otp" in self.amr
 
     def is_live(self, at: datetime) -> bool:
         return self.status == "active" and not self.session_ended and at < self.expires_at

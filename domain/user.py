@@ -66,8 +66,12 @@ class User:
     email_verified: bool = False
     two_factor_enabled: bool = False
     failed_logins: int = 0
+    account_locked: bool = False
+    lockout_until: datetime | None = None
     last_login_at: datetime | None = None
     last_password_change: datetime
+    password_reset_required: bool = False
+    deleted_at: datetime | None = None
     revision: int = 1
     version: int = 0
     created_at: datetime

@@ -44,7 +44,7 @@ from handlers.groups import Taker, watch
 from handlers.jobs import clear_away
 from handlers.once import Once
 from handlers.relay import Relay
-from handlers.requests import admin, auth, health, me, profile, tokens
+from handlers.requests import admin, health, me, profile, registration, sign_in, tokens
 from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
@@ -54,7 +54,8 @@ DRAIN_S = 7.0
 """How long a stop waits for requests and deliveries in work."""
 _CANCELS_MAX = 5
 HANDLERS: Handlers = {
-    **auth.HANDLERS, **tokens.HANDLERS, **me.HANDLERS, **profile.HANDLERS, **admin.HANDLERS, **health.HANDLERS,
+    **registration.HANDLERS, **sign_in.HANDLERS, **tokens.HANDLERS, **me.HANDLERS, **profile.HANDLERS,
+    **admin.HANDLERS, **health.HANDLERS,
 }  # fmt: skip
 
 

@@ -1,15 +1,23 @@
 """Who calls: a token names user and session, their rows say whether that still counts."""
 
+from datetime import timedelta
 from uuid import UUID
 
 from adapters.postgres import Connection
 from adapters.sessions import standing_of
 from adapters.unit_of_work import UnitOfWork
 from contracts.api import BY_SUBJECT
+from contracts.operations import FRESH_S, Operation, Permission
 from contracts.operations import Caller as Wanted
-from contracts.operations import Operation, Permission
 from domain.permissions import PERMISSIONS
-from domain.refusals import BadToken, ExpiredToken, Forbidden, NoCaller
+from domain.refusals import (
+    BadToken,
+    ExpiredToken,
+    Forbidden,
+    NoCaller,
+    ReauthenticationRequired,
+    SecondFactorRequired,
+)
 from domain.session import Standing
 from domain.user import User
 from handlers.context import Call, Caller, Context
@@ -18,7 +26,7 @@ from handlers.context import Call, Caller, Context
 async def authenticate(ctx: Context, operation: Operation, authorization: str | None) -> Caller | None:
     """The caller of an operation, or None where it takes anyone.
 
-    Raises `NoCaller`, `BadToken`, `ExpiredToken` or `Forbidden`.
+    Raises `NoCaller`, `BadToken`, `ExpiredToken`, `Forbidden`, `SecondFactorRequired` or `ReauthenticationRequired`.
     """
     wanted = operation.caller
     if wanted is Wanted.ANYONE or (wanted is Wanted.IF_SIGNED_IN and not authorization):
@@ -35,10 +43,21 @@ async def authenticate(ctx: Context, operation: Operation, authorization: str | 
     stands = await standing(ctx, claims.user_id, claims.session_id)
     if stands is None or not stands.is_live(ctx.now()):
         raise BadToken
-    caller = Caller(claims.user_id, claims.session_id, stands.role, claims.auth_time)
-    if isinstance(wanted, Permission) and not caller.may(wanted.value):
-        raise Forbidden
+    caller = Caller(
+        claims.user_id, claims.session_id, stands.role, claims.auth_time, has_second_factor=stands.has_second_factor
+    )
+    if isinstance(wanted, Permission):
+        _require(ctx, wanted, stands)
+    if operation.fresh and ctx.now() > caller.auth_time + timedelta(seconds=FRESH_S):
+        raise ReauthenticationRequired(FRESH_S)
     return caller
+
+
+def _require(ctx: Context, wanted: Permission, stands: Standing) -> None:
+    if wanted.value not in PERMISSIONS[stands.role]:
+        raise Forbidden
+    if ctx.settings.admin_second_factor and not stands.has_second_factor:
+        raise SecondFactorRequired
 
 
 async def standing(ctx: Context, user_id: UUID, session_id: UUID) -> Standing | None:
@@ -69,10 +88,12 @@ async def lock_caller(ctx: Context, work: UnitOfWork, call: Call) -> User:
 
 
 async def require_permission(ctx: Context, connection: Connection, call: Call) -> None:
-    """The permission of the call's operation, by the rows as they stand now. Raises `BadToken` or `Forbidden`."""
+    """The permission of the call's operation, by the rows as they stand now. Raises `BadToken`, `Forbidden` or
+    `SecondFactorRequired`."""
     caller, wanted = call.signed_in, BY_SUBJECT[call.subject].caller
     stands = await standing_of(connection, caller.user_id, caller.session_id)
     if stands is None or not stands.is_live(ctx.now()):
         raise BadToken
-    if not isinstance(wanted, Permission) or wanted.value not in PERMISSIONS[stands.role]:
+    if not isinstance(wanted, Permission):
         raise Forbidden
+    _require(ctx, wanted, stands)

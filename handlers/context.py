@@ -34,6 +34,7 @@ class Caller:
     session_id: UUID
     role: Role
     auth_time: datetime
+    has_second_factor: bool
 
     def may(self, permission: str) -> bool:
         return permission in PERMISSIONS[self.role]

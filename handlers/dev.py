@@ -114,6 +114,7 @@ def _settings(servers: EmbeddedServers, sink: MailSink) -> Settings:
         public_url=os.environ.get("PUBLIC_URL", f"http://127.0.0.1:{port}"),
         environment=os.environ.get("USER_SERVICE_ENVIRONMENT", "development"),
         keys_file=None,
+        admin_second_factor=os.environ.get("USER_SERVICE_ADMIN_SECOND_FACTOR", "false"),
     )
 
 

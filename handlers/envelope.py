@@ -23,6 +23,7 @@ from domain.refusals import (
     Overloaded,
     PayloadTooLarge,
     RateLimited,
+    ReauthenticationRequired,
     Refusal,
     Unavailable,
     WeakPassword,
@@ -263,6 +264,8 @@ def error_of(refusal: Refusal) -> Error:
             return error.model_copy(update={"retry_after": refusal.retry_after_s, "limit": refusal.limit})
         case Overloaded() | Unavailable():
             return error.model_copy(update={"retry_after": refusal.retry_after_s})
+        case ReauthenticationRequired():
+            return error.model_copy(update={"max_age": refusal.age_s_max})
         case AccountLocked():
             return error.model_copy(update={"locked_until": refusal.locked_until})
         case _:

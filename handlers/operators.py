@@ -20,7 +20,7 @@ from contracts.wire import Empty
 from domain.refusals import WeakPassword
 from domain.user import User, UserId
 from handlers.app import now
-from handlers.requests.auth import require_good_password
+from handlers.requests.registration import require_good_password
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,7 @@ class House:
             "HTTP_PORT": "0",
             "USER_SERVICE_KEYS_FILE": str(self.base / "keys.json"),
             "USER_SERVICE_DELIVERY_PAUSES": "0.2 0.4 0.8 1.6 3",
+            "USER_SERVICE_ADMIN_SECOND_FACTOR": "false",
         }
 
     @property

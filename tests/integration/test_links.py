@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest_asyncio
 
 from adapters.event_log import Trail
-from adapters.links import OPEN_MAX, Link, Links, add_link_token, link_by_id, link_by_token
+from adapters.links import OPEN_MAX, Link, Links, Purpose, add_link_token, link_by_id, link_by_token
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.tokens import hash_of
@@ -19,8 +19,8 @@ from tests.builders import NOW, a_user
 HOUR = timedelta(hours=1)
 
 
-def _link(user_id: UUID, purpose: str = "verification") -> Link:
-    return Link(uuid4(), user_id, purpose, "ada@example.org", NOW + HOUR, None)
+def _link(user_id: UUID, purpose: Purpose = "verification") -> Link:
+    return Link(id=uuid4(), user_id=user_id, purpose=purpose, address="ada@example.org", expires_at=NOW + HOUR)
 
 
 @pytest_asyncio.fixture

@@ -12,6 +12,7 @@ from domain.events import DomainEvent, ProfileUpdated
 
 PERSONAL = {
     "email", "previousEmail", "newEmail", "firstName", "lastName", "ip", "userAgent", "deviceInfo", "changed",
+    "avatar",
 }  # fmt: skip
 FACTS: dict[str, type[DomainEvent]] = {
     name: fact

@@ -141,5 +141,5 @@ def test_no_refresh_token_outlives_its_family() -> None:
     ],
 )
 def test_whose_token_counts(status: Status, ended: bool, left: timedelta, live: bool) -> None:
-    standing = Standing(SESSION.user_id, SESSION.id, "ada@example.org", "user", status, 1, ended, NOW + left)
+    standing = Standing(SESSION.user_id, SESSION.id, "ada@example.org", "user", status, 1, ("pwd",), ended, NOW + left)
     assert standing.is_live(NOW) is live

@@ -1,0 +1,149 @@
+"""Registration: an account, its verification mail, and the link that it carries."""
+
+from datetime import datetime
+from uuid import UUID
+
+import uuid_utils.compat as uuid_utils
+from zxcvbn_rs_py import zxcvbn
+
+from adapters.addresses import email_key
+from adapters.audit_log import AuditRow
+from adapters.limits import LimitReached
+from adapters.links import Link, link_by_token
+from adapters.settings import Settings
+from adapters.tokens import hash_of
+from adapters.unit_of_work import UnitOfWork
+from adapters.users import owner_of, user_view
+from contracts.auth import EmailVerified, Register, Registered, ResendVerification, VerifyEmail
+from contracts.operations import Limit
+from contracts.wire import Empty
+from domain.password import COMPOSITION, NIST, own_words, require_acceptable
+from domain.refusals import BadToken, EmailTaken, ExpiredToken
+from domain.user import User, UserId
+from handlers.context import Call, Context, Handlers
+from handlers.tries import by_who_and_source
+
+_GUESSES_LOG10_MIN = 5
+
+
+async def register(ctx: Context, call: Call, request: Register) -> Registered:
+    """Open an account and ask for its verification mail; a taken address is refused before the costly hash."""
+    require_good_password(ctx.settings, request)
+    async with ctx.database.connection() as connection:
+        owner = await owner_of(connection, email_key(request.email))
+    if owner is not None:
+        async with ctx.unit_of_work(call) as work:
+            raise await _taken(ctx, work, request, owner)
+    password_hash = await ctx.hasher.hash(request.password.get_secret_value())
+
+    at = ctx.now()
+    user = User.register(
+        UserId(uuid_utils.uuid7()),
+        email=request.email,
+        first_name=request.first_name,
+        last_name=request.last_name,
+        password_hash=password_hash,
+        at=at,
+        origin="registration",
+    )
+    link = _ask_for_verification(ctx, user, reason="registration", at=at)
+    async with ctx.unit_of_work(call) as work:
+        if not await work.users.add(user):
+            raise await _taken(ctx, work, request)
+        await work.links.open(link, at=at)
+        reply = Registered(user=user_view(user))
+        await work.commit(reply)
+    ctx.metrics.registrations.inc()
+    return reply
+
+
+async def _taken(ctx: Context, work: UnitOfWork, request: Register, owner: UUID | None = None) -> EmailTaken:
+    """The refusal is stored before it is answered; the address under its owner's key, so that it can be erased."""
+    await work.audit(
+        AuditRow(
+            action="registration_refused",
+            success=False,
+            at=ctx.now(),
+            user_id=owner,
+            personal={"email": request.email},
+        )
+    )
+    refusal = EmailTaken()
+    await work.commit(refusal)
+    return refusal
+
+
+def require_good_password(settings: Settings, request: Register) -> None:
+    """Raise `WeakPassword` with every rule of the policy in force that a new account's password breaks."""
+    policy = COMPOSITION if settings.password_policy == "composition" else NIST  # noqa: S105 - a name
+    words = own_words(request.email, request.first_name, request.last_name)
+    require_acceptable(request.password.get_secret_value(), policy, own_words=words, is_common=is_common)
+
+
+def is_common(password: str) -> bool:
+    """Would an attacker with word lists and their usual twists be there within 100,000 guesses (zxcvbn)?"""
+    return zxcvbn(password[:128]).guesses_log10 < _GUESSES_LOG10_MIN
+
+
+def _ask_for_verification(ctx: Context, user: User, *, reason: str, at: datetime) -> Link:
+    """Record the request; the mail's random token is made by the `email` group just before it sends."""
+    expires_at = at + ctx.settings.lifetimes.verification_link
+    link = Link(
+        id=uuid_utils.uuid7(), user_id=user.id, purpose="verification", address=user.email, expires_at=expires_at
+    )
+    user.request_verification(token_id=link.id, expires_at=expires_at, reason=reason, at=at)
+    return link
+
+
+async def verify_email(ctx: Context, call: Call, request: VerifyEmail) -> EmailVerified:
+    """Use up a verification link; it dies with a change of the address it was sent to."""
+    at = ctx.now()
+    async with ctx.database.connection() as connection:
+        link = await link_by_token(connection, hash_of(request.token.get_secret_value()), "verification")
+    if link is None:
+        raise BadToken
+    async with ctx.unit_of_work(call) as work:
+        user = await work.users.lock(link.user_id)
+        if user is None or user.email != link.address:
+            raise BadToken
+        if not await work.links.use(link.id, at=at):
+            raise BadToken if at < link.expires_at else ExpiredToken
+        user.verify_email(reason="registration", at=at)
+        await work.users.save(user)
+        reply = EmailVerified(user=user_view(user))
+        await work.commit(reply)
+    return reply
+
+
+async def resend_verification(ctx: Context, call: Call, request: ResendVerification) -> Empty:
+    """Ask for another mail; known or not, verified or not, the answer and the rows written are alike."""
+    at, key = ctx.now(), email_key(request.email)
+    try:
+        rates = ctx.settings
+        await ctx.limits.reserve(
+            by_who_and_source(ctx, call, Limit.MAIL, key, rates.limit_mail_address, rates.limit_mail_source)
+        )
+    except LimitReached:
+        return Empty()
+    async with ctx.database.connection() as connection:
+        owner = await owner_of(connection, key)
+    async with ctx.unit_of_work(call) as work:
+        user = None if owner is None else await work.users.lock(owner)
+        if user is not None and not user.email_verified:
+            await work.links.open(_ask_for_verification(ctx, user, reason="resend", at=at), at=at)
+            await work.users.save(user)
+        await work.audit(
+            AuditRow(
+                action="verification_requested",
+                success=True,
+                at=at,
+                user_id=user.id if user else None,
+                personal={"email": request.email},
+            )
+        )
+        reply = Empty()
+        await work.commit(reply)
+    return reply
+
+
+HANDLERS: Handlers = {Register: register, VerifyEmail: verify_email, ResendVerification: resend_verification}
