@@ -10,6 +10,7 @@ from domain.events import (
     EmailVerificationRequested,
     EmailVerified,
     LoginFailed,
+    PasswordResetRequired,
     ProfileUpdated,
     RefreshTokenReused,
     SessionRevoked,
@@ -160,6 +161,12 @@ class User:
             ),
             at,
         )
+
+    def disown_password(self, *, reason: str, at: datetime) -> None:
+        """Somebody else may know the password: nobody signs in with it before it is reset."""
+        if not self.password_reset_required:
+            self.password_reset_required = True
+            self._record(PasswordResetRequired(user_id=self.id, reason=reason), at)
 
     def log_out(self, session_id: UUID, *, at: datetime) -> None:
         self._record(UserLoggedOut(user_id=self.id, session_id=session_id), at)
