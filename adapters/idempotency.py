@@ -113,7 +113,8 @@ class IdempotencyKeys:
         """Under every key of the ring, the current one first."""
         ring = self._keys.ring("idempotency")
         caller = str(user_id or "anonymous").encode()
-        kids = [ring.current, *(kid for kid in ring.keys if kid != ring.current)]
+        in_force = ring.in_force
+        kids = [in_force, *(kid for kid in ring.keys if kid != in_force)]
         return [
             _Names(
                 kid,

@@ -6,10 +6,11 @@ import hmac
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
@@ -32,33 +33,72 @@ class CannotOpen(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Successor:
+    """A key that is known to all and takes over at a time (seconds since the epoch)."""
+
+    kid: str
+    from_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ring:
-    """The keys of one purpose; `current` signs and seals, all of them open and verify."""
+    """The keys of one purpose; the one in force signs and seals, all of them open and verify.
+
+    A successor stands in the ring before it is used: by then every process has read it, and every gateway that
+    caches the JWKS has it too.
+    """
 
     current: str
     keys: Mapping[str, bytes] = field(repr=False)
+    successor: Successor | None = None
+
+    @property
+    def in_force(self) -> str:
+        """The id of the key that signs and seals now."""
+        if self.successor is not None and time.time() >= self.successor.from_s:
+            return self.successor.kid
+        return self.current
 
     @property
     def key(self) -> bytes:
-        return self.keys[self.current]
+        return self.keys[self.in_force]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Keys:
-    """All key rings of the program. Its repr says nothing."""
+    """All key rings of the program, read again while it runs. Its repr says nothing."""
 
-    rings: Mapping[str, Ring]
+    def __init__(self, rings: Mapping[str, Ring], path: Path | None = None) -> None:
+        self._rings = dict(rings)
+        self._path = path
+        self._stamp = _stamp_of(path)
+        self.generation = 0
+        """Rises with every change of the file: what was derived from a key may be of one that is gone."""
 
     def __repr__(self) -> str:
         return "Keys(***)"
 
+    @property
+    def rings(self) -> Mapping[str, Ring]:
+        return self._rings
+
     def ring(self, purpose: Purpose) -> Ring:
-        return self.rings[purpose]
+        return self._rings[purpose]
+
+    def reload(self) -> bool:
+        """Read the file again if it has changed; raises `BadKeys` for one that cannot be used, and keeps the old."""
+        stamp = _stamp_of(self._path)
+        if self._path is None or stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        self._rings = dict(read_keys(self._path).rings)
+        self.generation += 1
+        return True
 
     def seal(self, purpose: Purpose, plain: bytes, *, place: str) -> str:
         """Encrypt (AES-256-GCM) so that only the same `place` (table, column, owner) can open it."""
         ring = self.ring(purpose)
-        return f"{_VERSION}.{ring.current}.{encrypt(ring.key, plain, place)}"
+        kid = ring.in_force
+        return f"{_VERSION}.{kid}.{encrypt(ring.keys[kid], plain, place)}"
 
     def open(self, purpose: Purpose, sealed: str, *, place: str) -> bytes:
         version, _, rest = sealed.partition(".")
@@ -68,9 +108,14 @@ class Keys:
             raise CannotOpen(f"no key {kid[:16]!r} for {purpose}")
         return decrypt(key, body, place)
 
-    def signing_key(self, purpose: Purpose, kid: str) -> Ed25519PrivateKey | None:
-        seed = self.ring(purpose).keys.get(kid)
-        return None if seed is None else Ed25519PrivateKey.from_private_bytes(seed)
+
+def _stamp_of(path: Path | None) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced or written."""
+    try:
+        found = path.stat() if path else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_ino, found.st_size) if found else None
 
 
 def encrypt(key: bytes, plain: bytes, place: str) -> str:
@@ -143,12 +188,18 @@ def read_keys(path: Path) -> Keys:
         raise BadKeys(f"{path} cannot be read ({error.strerror}); let the service's user read it") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BadKeys(f"{path} is damaged ({type(error).__name__}); restore it from its backup") from None
-    return Keys(rings)
+    return Keys(rings, path)
 
 
-def _read_ring(purpose: str, raw: dict[str, dict[str, dict[str, str]]]) -> Ring:
-    keys = {kid: base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for kid, text in raw[purpose]["keys"].items()}
-    current = str(raw[purpose]["current"])
-    if current not in keys or any(len(key) != 32 or "." in kid for kid, key in keys.items()):
-        raise BadKeys(f"key ring {purpose}: a key has 32 bytes and no dot in its name, and `current` names one of them")
-    return Ring(current, keys)
+def _read_ring(purpose: str, raw: dict[str, dict[str, Any]]) -> Ring:
+    found = raw[purpose]
+    keys = {kid: base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for kid, text in found["keys"].items()}
+    current, successor = str(found["current"]), None
+    if "next" in found:
+        successor = Successor(str(found["next"]["kid"]), float(found["next"]["from"]))
+    named = {current} | ({successor.kid} if successor else set())
+    if not named <= keys.keys() or any(len(key) != 32 or "." in kid for kid, key in keys.items()):
+        raise BadKeys(
+            f"key ring {purpose}: a key has 32 bytes and no dot in its name; `current` and `next` name one of them"
+        )
+    return Ring(current, keys, successor)

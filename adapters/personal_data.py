@@ -6,7 +6,7 @@ from collections.abc import Set
 from uuid import UUID
 
 from adapters.bounded import BoundedDict
-from adapters.keys import Keys, decrypt, encrypt
+from adapters.keys import CannotOpen, Keys, decrypt, encrypt
 from adapters.postgres import Connection
 
 NOBODY = UUID(int=0)
@@ -41,6 +41,28 @@ class PersonalData:
             NOBODY, self.new_key(NOBODY),
         )  # fmt: skip
         return str(await connection.fetchval("SELECT wrapped FROM user_keys WHERE user_id = $1", NOBODY))
+
+    async def rewrap(self, connection: Connection, *, rows_max: int) -> int:
+        """Wrap keys of users under the server key that is in force now; how many were under another.
+
+        One that does not open stays as it is: it may open again once its server key is back.
+        """
+        kid = self._keys.ring("personal").in_force
+        rows = await connection.fetch(
+            "SELECT user_id, wrapped FROM user_keys WHERE wrapped NOT LIKE $1 LIMIT $2", f"v1.{kid}.%", rows_max
+        )
+        fresh = [(row["user_id"], row["wrapped"], self._wrapped_anew(row["user_id"], row["wrapped"])) for row in rows]
+        await connection.executemany(
+            "UPDATE user_keys SET wrapped = $3 WHERE user_id = $1 AND wrapped = $2", [row for row in fresh if row[2]]
+        )
+        return sum(row[2] is not None for row in fresh)
+
+    def _wrapped_anew(self, user_id: UUID, wrapped: str) -> str | None:
+        place = _place(user_id)
+        try:
+            return self._keys.seal("personal", self._keys.open("personal", wrapped, place=place), place=place)
+        except CannotOpen:
+            return None
 
     def seal(self, wrapped: str, user_id: UUID | None, value: object, *, place: str) -> str:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)

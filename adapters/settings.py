@@ -151,6 +151,16 @@ class Settings(BaseSettings):
     )
     hash_threads: int = Field(default=0, ge=0, le=64, description="hashing threads; 0 is one for each core")
     hash_queue: int = Field(default=64, ge=1, le=10_000, description="hashes that may wait before requests are shed")
+    access_algorithm: Literal["EdDSA", "HS256"] = Field(
+        default="EdDSA",
+        description="signature of access tokens; with `HS256` the JWKS is empty, and gateways ask verify-token",
+    )
+    jwks_max_age_seconds: int = Field(
+        default=300,
+        ge=1,
+        le=86_400,
+        description="how long a gateway may keep the JWKS; a new key waits so long to sign",
+    )
     password_policy: Literal["composition", "nist"] = Field(
         default="composition", description="rules for new passwords"
     )

@@ -4,16 +4,18 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from uuid import UUID, uuid4
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from adapters.bounded import BoundedDict
-from adapters.keys import Keys, b64, public_bytes
+from adapters.keys import Keys, b64, derive, public_bytes
 from domain.permissions import PERMISSIONS, Role
 from domain.refusals import BadToken, ExpiredToken
 
+Algorithm = Literal["EdDSA", "HS256"]
 AUDIENCE = "project5-api"
 ISSUER = "user-service"
 ACCESS_TYPE = "at+jwt"
@@ -52,22 +54,51 @@ def new_secret() -> str:
     return secrets.token_urlsafe(32)
 
 
+@dataclass(frozen=True, slots=True)
+class _Signing:
+    """The two sides of a key; with HS256 they are the same secret."""
+
+    sign: Ed25519PrivateKey | bytes
+    verify: Ed25519PublicKey | bytes
+
+
+def _signing(seed: bytes, algorithm: Algorithm) -> _Signing:
+    """A seed serves either algorithm by a key of its own: what is published of one says nothing of the other."""
+    if algorithm == "HS256":
+        secret = derive(seed, "access.hs256")
+        return _Signing(secret, secret)
+    private = Ed25519PrivateKey.from_private_bytes(seed)
+    return _Signing(private, private.public_key())
+
+
 class TokenMint:
     """Signs and verifies. Verified access tokens are remembered under the hash of the whole token, good ones only."""
 
-    def __init__(self, keys: Keys) -> None:
-        access = keys.ring("access")
-        self._access_kid = access.current
-        self._private = {kid: keys.signing_key("access", kid) for kid in access.keys}
-        self._public: dict[str, Ed25519PublicKey] = {
-            kid: private.public_key() for kid, private in self._private.items() if private is not None
-        }
-        self._refresh = keys.ring("refresh")
+    def __init__(self, keys: Keys, algorithm: Algorithm = "EdDSA") -> None:
+        self._keys = keys
+        self._algorithm = algorithm
+        self._generation = -1
+        self._signing: dict[str, _Signing] = {}
         self._verified: BoundedDict[bytes, AccessClaims] = BoundedDict(_CACHED_MAX)
-        self.jwks = [
-            {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": kid, "x": b64(public_bytes(private))}
-            for kid, private in self._private.items()
-            if private is not None
+        self._know_the_keys()
+
+    def _know_the_keys(self) -> None:
+        """Once for each state of the key file: a token of a key that is gone must not be remembered as good."""
+        if self._generation == self._keys.generation:
+            return
+        self._generation = self._keys.generation
+        seeds = self._keys.ring("access").keys
+        self._signing = {kid: _signing(seed, self._algorithm) for kid, seed in seeds.items()}
+        self._verified.clear()
+
+    @property
+    def jwks(self) -> list[dict[str, str]]:
+        """The public keys, those that are yet to sign among them; none for HS256, whose key is a secret."""
+        self._know_the_keys()
+        return [
+            {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": kid, "x": b64(public_bytes(key.sign))}
+            for kid, key in self._signing.items()
+            if isinstance(key.sign, Ed25519PrivateKey)
         ]
 
     def access(
@@ -84,10 +115,9 @@ class TokenMint:
             "amr": list(amr),
             **_common(at, lifetime, jti=str(uuid4())),
         }
-        private = self._private[self._access_kid]
-        if private is None:  # the ring was read with this key as its current one
-            raise BadToken()
-        return jwt.encode(claims, private, "EdDSA", headers={"typ": ACCESS_TYPE, "kid": self._access_kid})
+        self._know_the_keys()
+        kid = self._keys.ring("access").in_force
+        return jwt.encode(claims, self._signing[kid].sign, self._algorithm, headers={"typ": ACCESS_TYPE, "kid": kid})
 
     def refresh(self, *, user_id: UUID, session_id: UUID, at: datetime, lifetime: timedelta) -> str:
         claims = {
@@ -96,13 +126,15 @@ class TokenMint:
             "tokenFamily": str(session_id),
             **_common(at, lifetime, jti=new_secret()),
         }
-        headers = {"typ": REFRESH_TYPE, "kid": self._refresh.current}
-        return jwt.encode(claims, self._refresh.key, "HS256", headers=headers)
+        ring = self._keys.ring("refresh")
+        kid = ring.in_force
+        return jwt.encode(claims, ring.keys[kid], "HS256", headers={"typ": REFRESH_TYPE, "kid": kid})
 
     def read_access(self, token: str, *, at: datetime) -> AccessClaims:
         """Raise `BadToken` or `ExpiredToken` for all that is not a live access token of ours."""
         if not token.isascii():
             raise BadToken()  # a header may carry bytes that are no text, which cannot even be hashed
+        self._know_the_keys()
         key = hash_of(token)
         known = self._verified.get(key)
         if known is None:
@@ -113,10 +145,10 @@ class TokenMint:
         return known
 
     def _verify_access(self, token: str) -> AccessClaims:
-        public = self._public.get(_kid_of(token, ACCESS_TYPE, "EdDSA"))
-        if public is None:
+        key = self._signing.get(_kid_of(token, ACCESS_TYPE, self._algorithm))
+        if key is None:
             raise BadToken()
-        claims = _decode(token, public, "EdDSA", _ACCESS_CLAIMS)
+        claims = _decode(token, key.verify, self._algorithm, _ACCESS_CLAIMS)
         try:
             return AccessClaims(
                 user_id=UUID(str(claims["sub"])),
@@ -130,7 +162,7 @@ class TokenMint:
 
     def read_refresh(self, token: str) -> RefreshClaims:
         """The token's rows decide whether it is live; here only whether we made it, and whether its time is past."""
-        secret = self._refresh.keys.get(_kid_of(token, REFRESH_TYPE, "HS256"))
+        secret = self._keys.ring("refresh").keys.get(_kid_of(token, REFRESH_TYPE, "HS256"))
         if secret is None:
             raise BadToken()
         claims = _decode(token, secret, "HS256", _REFRESH_CLAIMS)

@@ -18,7 +18,8 @@ from starlette.routing import BaseRoute
 from adapters.cache import AccountCache, LocalCache, SharedCache
 from adapters.hashing import Hasher
 from adapters.idempotency import IdempotencyKeys
-from adapters.keys import Keys
+from adapters.key_rotation import RELOAD_S
+from adapters.keys import BadKeys, Keys
 from adapters.limits import Limits
 from adapters.migrations import require_current
 from adapters.nats import EVENT_GROUPS, AnsweringClient, close, connect, durables, provision
@@ -41,7 +42,7 @@ from handlers.events.cache import Cache
 from handlers.events.email import Email
 from handlers.freshness import Freshness
 from handlers.groups import Taker, watch
-from handlers.jobs import clear_away
+from handlers.jobs import clear_away, keep_keys_wrapped
 from handlers.once import Once
 from handlers.relay import Relay
 from handlers.requests import admin, health, me, profile, registration, sign_in, tokens
@@ -123,6 +124,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         means = await _build(stack, settings, keys, on_closed)
         loops = await stack.enter_async_context(Loops())
+        loops.start(_keep_keys_read(keys), "keys")
         hand_back = await _start_events(stack, loops, means, groups, on_closed)
         dispatcher = await _start_requests(stack, loops, means, keys, on_closed) if "requests" in groups else None
         port = None
@@ -197,6 +199,7 @@ async def _start_events(
         loops.start(means.relay.run(), "relay")
     if "jobs" in groups:
         loops.start(clear_away(means.database), "jobs")
+        loops.start(keep_keys_wrapped(means.database, means.personal), "keys of users")
     wanted = [group for group in EVENT_GROUPS if group in groups]
     if not wanted:
         return _nothing
@@ -269,7 +272,7 @@ async def _start_requests(
         database=means.database,
         personal=means.personal,
         hasher=hasher,
-        mint=TokenMint(keys),
+        mint=TokenMint(keys, settings.access_algorithm),
         limits=Limits(means.redis, enabled=settings.rate_limits == "on"),
         accounts=AccountCache(accounts, means.shared_cache, StoredAccounts(means.database)),
         standings=standings,
@@ -299,6 +302,17 @@ async def _sample(ctx: Context) -> None:
     for level, cache in (("l1", ctx.accounts.local), ("l2", ctx.accounts.shared), ("standing", ctx.standings)):
         metrics.cache_hits.labels(level).set(cache.hits)
         metrics.cache_misses.labels(level).set(cache.misses)
+
+
+async def _keep_keys_read(keys: Keys) -> None:
+    """A rotation reaches every process without a restart; a file that cannot be used changes nothing."""
+    while True:
+        await asyncio.sleep(RELOAD_S)
+        try:
+            if await asyncio.to_thread(keys.reload):
+                log.info("keys read again")
+        except BadKeys as error:
+            log.error("the key file cannot be used; going on with the keys read before", error=str(error))
 
 
 async def _nothing() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of, written
 from handlers.dev_commands import dev_app
+from handlers.key_commands import keys_app
 from handlers.terminal import (
     AsJson,
     Failure,
@@ -35,7 +36,6 @@ app = typer.Typer(
     help="Accounts and sessions over NATS.",
 )
 events_app = typer.Typer(no_args_is_help=True, help="Look at the stream of events.")
-keys_app = typer.Typer(no_args_is_help=True, help="Make the server's keys.")
 app.add_typer(dev_app, name="dev")
 app.add_typer(events_app, name="events")
 app.add_typer(keys_app, name="keys")
@@ -265,20 +265,6 @@ def events_tail(
                     return
 
     run_to_end(work())
-
-
-@keys_app.command("init")
-def keys_init(path: Annotated[Path, typer.Argument(help="A new file; one that is there is never touched.")]) -> None:
-    """Make a file of random keys for USER_SERVICE_KEYS_FILE. Back it up: without it personal data cannot be read."""
-    from adapters.keys import write_keys
-
-    try:
-        write_keys(path)
-    except FileExistsError as error:
-        raise Failure(f"{path} is there already") from error
-    except OSError as error:
-        raise Failure(f"{path}: {error.strerror}") from error
-    typer.echo(f"wrote {path}")
 
 
 @app.command()

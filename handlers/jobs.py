@@ -5,6 +5,7 @@ import random
 
 import structlog
 
+from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from domain.refusals import Overloaded, Stale, Unavailable
 
@@ -34,6 +35,20 @@ async def clear_away(database: Database) -> None:
                 await _clear(database, statement)
         except (Unavailable, Overloaded, Stale) as error:
             log.warning("clearing away waits", error=type(error).__name__)
+
+
+async def keep_keys_wrapped(database: Database, personal: PersonalData) -> None:
+    """For ever: after a rotation the keys of users come under the server key in force, so that the old one can go."""
+    while True:
+        try:
+            async with database.connection() as connection:
+                wrapped = await personal.rewrap(connection, rows_max=ROWS_MAX)
+        except (Unavailable, Overloaded, Stale) as error:
+            log.warning("wrapping keys anew waits", error=type(error).__name__)
+            wrapped = 0
+        if wrapped:
+            log.info("keys of users wrapped anew", count=wrapped)
+        await asyncio.sleep(1 if wrapped == ROWS_MAX else PERIOD_S * random.uniform(0.5, 1.5))
 
 
 async def _clear(database: Database, statement: str) -> None:

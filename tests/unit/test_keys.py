@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.keys import ASYMMETRIC, SYMMETRIC, BadKeys, CannotOpen, Keys, Ring, mac, new_keys, read_keys, write_keys
-from tests.builders import fresh_keys
+from adapters.keys import (
+    ASYMMETRIC,
+    SYMMETRIC,
+    BadKeys,
+    CannotOpen,
+    Keys,
+    Ring,
+    Successor,
+    mac,
+    new_keys,
+    read_keys,
+    write_keys,
+)
 
 OLD, NEW = b"o" * 32, b"n" * 32
 KEYS = Keys({"personal": Ring("new", {"new": NEW, "old": OLD}), "two-factor": Ring("new", {"new": NEW})})
@@ -149,7 +160,12 @@ def test_no_file_at_all(tmp_path: Path) -> None:
         read_keys(tmp_path / "absent.json")
 
 
-def test_a_signing_key_by_its_name(tmp_path: Path) -> None:
-    keys = fresh_keys(tmp_path)
-    assert keys.signing_key("access", keys.ring("access").current) is not None
-    assert keys.signing_key("access", "absent") is None
+def test_a_successor_takes_over_at_its_time_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = Keys({"personal": Ring("old", {"old": OLD, "new": NEW}, Successor("new", 1000.0))})
+    monkeypatch.setattr("adapters.keys.time.time", lambda: 999.9)
+    assert keys.seal("personal", b"x", place="a").startswith("v1.old.")
+    monkeypatch.setattr("adapters.keys.time.time", lambda: 1000.0)
+    sealed = keys.seal("personal", b"x", place="a")
+    assert sealed.startswith("v1.new.")
+    assert keys.open("personal", sealed, place="a") == b"x"
+    assert keys.open("personal", BEFORE.seal("personal", b"y", place="a"), place="a") == b"y"

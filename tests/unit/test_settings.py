@@ -100,6 +100,8 @@ WRONG = {
     "limit_mail_address": "-1/1",
     "limit_mail_source": "many",
     "limit_bus_client": "",
+    "access_algorithm": "none",
+    "jwks_max_age_seconds": "0",
     "limit_code": "five",
     "limit_upload": "10/0",
     "hide_registered_emails": "perhaps",
