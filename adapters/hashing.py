@@ -82,6 +82,15 @@ class Hasher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+def is_importable(encoded: str) -> bool:
+    """Is this a hash that a sign-in can check, at a cost that we bear?"""
+    try:
+        cost = extract_parameters(encoded)
+    except InvalidHashError:
+        return False
+    return cost.memory_cost <= _MEMORY_KIB_MAX and cost.time_cost <= _PASSES_MAX
+
+
 def _matches(argon2: PasswordHasher, encoded: str, password: str) -> bool:
     """Bounded by our own ceiling: a stored hash names its cost, and a row may come from elsewhere."""
     try:

@@ -18,6 +18,7 @@ from domain.events import (
     UserLogin,
     UserRegistered,
     UserRoleChanged,
+    UserStatusChanged,
 )
 from domain.permissions import Role
 from domain.refusals import AccountSuspended, EmailNotVerified, NotFound, Stale, StateConflict
@@ -196,6 +197,11 @@ class User:
         if changed:
             self.revision += 1
             self._record(ProfileUpdated(user_id=self.id, changed=changed, revision=self.revision), at)
+
+    def change_status(self, status: Status, *, reason: str, at: datetime) -> None:
+        if status != self.status:
+            self._record(UserStatusChanged(user_id=self.id, from_=self.status, to=status, reason=reason), at)
+            self.status = status
 
     def change_role(self, role: Role, *, reason: str, at: datetime) -> None:
         if role != self.role:

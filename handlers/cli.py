@@ -24,6 +24,7 @@ from handlers.terminal import (
     run_to_end,
     stop_on_signals,
 )
+from handlers.user_commands import users_app
 
 if TYPE_CHECKING:
     from adapters.keys import Keys
@@ -39,6 +40,7 @@ events_app = typer.Typer(no_args_is_help=True, help="Look at the stream of event
 app.add_typer(dev_app, name="dev")
 app.add_typer(events_app, name="events")
 app.add_typer(keys_app, name="keys")
+app.add_typer(users_app, name="users")
 
 out, err = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -172,8 +172,8 @@ def read_body(operation: Operation, body: bytes) -> Wire:
     try:
         return operation.request.model_validate_json(body or b"{}", strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=True, include_input=False)
-    raise InvalidInput(sorted(_faults(found), key=lambda fault: fault.field))
+        faults = faults_of(error)
+    raise InvalidInput(faults)
 
 
 def _nests_too_deep(body: bytes) -> bool:
@@ -192,6 +192,12 @@ def _nests_too_deep(body: bytes) -> bool:
             if depth > DEPTH_MAX:
                 return True
     return False
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """Every fault of an input, by field; what was sent is never repeated."""
+    found = error.errors(include_url=False, include_context=True, include_input=False)
+    return sorted(_faults(found), key=lambda fault: fault.field)
 
 
 def _faults(found: Iterable[ErrorDetails]) -> Iterable[Fault]:
