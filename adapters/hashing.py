@@ -4,12 +4,13 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from argon2 import PasswordHasher, Type, extract_parameters
 from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
+from argon2.low_level import hash_secret_raw
 
 from adapters.settings import Argon2Cost
 from domain.password import normalised
@@ -30,6 +31,7 @@ class Hasher:
         self, cost: Argon2Cost, *, threads: int, waiting_max: int, counted: Callable[[], None] = lambda: None
     ) -> None:
         self._counted = counted
+        self.cost = (cost.memory_kib, cost.passes, cost.lanes)
         self._threads = threads or os.cpu_count() or 1
         self._argon2 = PasswordHasher(
             time_cost=cost.passes, memory_cost=cost.memory_kib, parallelism=cost.lanes, type=Type.ID
@@ -50,6 +52,10 @@ class Hasher:
         """Does the password match? `None` (no such user) costs the same and matches nothing."""
         matches = await self._in_thread(_matches, self._argon2, encoded or self._dummy, normalised(password))
         return matches and encoded is not None
+
+    async def derive(self, words: Sequence[str], *, salt: bytes, cost: tuple[int, int, int]) -> list[bytes]:
+        """The bare argon2id hashes of words that share a salt: whoever has one word finds it among them by one hash."""
+        return await self._in_thread(_derived, words, salt, cost)
 
     def is_outdated(self, encoded: str) -> bool:
         """Was it made with other costs than today's?"""
@@ -100,3 +106,8 @@ def _matches(argon2: PasswordHasher, encoded: str, password: str) -> bool:
         return argon2.verify(encoded, password)
     except (VerifyMismatchError, InvalidHashError, Argon2Error):
         return False
+
+
+def _derived(words: Sequence[str], salt: bytes, cost: tuple[int, int, int]) -> list[bytes]:
+    memory_kib, passes, lanes = cost
+    return [hash_secret_raw(word.encode(), salt, passes, memory_kib, lanes, 32, Type.ID) for word in words]

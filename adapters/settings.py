@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from adapters.mailboxes import mail_server, sender_of
 from adapters.server_urls import LOOPBACK, is_safe, is_well_formed
 from domain.session import Lifetimes
+from domain.two_factor import WrongCodes
 
 
 class BadSettings(Exception):
@@ -164,6 +165,17 @@ class Settings(BaseSettings):
     password_policy: Literal["composition", "nist"] = Field(
         default="composition", description="rules for new passwords"
     )
+    totp_window: int = Field(
+        default=1, ge=0, le=2, description="steps of 30 seconds each side in which a second-factor code is good"
+    )
+    totp_issuer: Line = Field(default="Project5", description="who an authenticator app says its code is for")
+    wrong_codes_mailed: int = Field(
+        default=3, ge=1, le=1000, description="wrong second-factor codes in a row of an account: its owner is told"
+    )
+    wrong_codes_slowed: int = Field(
+        default=10, ge=1, le=1000, description="the same: unknown devices wait an hour between tries"
+    )
+    wrong_codes_known_only: int = Field(default=50, ge=1, le=1000, description="the same: known devices only")
     require_verified_email: bool = Field(default=True, description="sign-in needs a verified address")
     hide_registered_emails: bool = Field(
         default=False, description="`register` answers alike for a free and a taken address"
@@ -286,6 +298,10 @@ class Settings(BaseSettings):
     @property
     def delivery_attempts(self) -> int:
         return len(self.delivery_pauses) + 1
+
+    @property
+    def wrong_codes(self) -> WrongCodes:
+        return WrongCodes(self.wrong_codes_mailed, self.wrong_codes_slowed, self.wrong_codes_known_only)
 
     @property
     def lifetimes(self) -> Lifetimes:

@@ -11,6 +11,7 @@ from adapters.links import Links
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.sessions import Sessions
+from adapters.two_factor import SecondFactors
 from adapters.users import Users
 from contracts.wire import Wire
 from domain.refusals import Refusal
@@ -42,6 +43,7 @@ class UnitOfWork:
         self.users = Users(connection, personal, EventLog(personal, trail))
         self.sessions = Sessions(connection)
         self.links = Links(connection)
+        self.factors = SecondFactors(connection)
         self.commit_begun = self._transaction is None
 
     async def begin(self) -> None:
@@ -57,8 +59,11 @@ class UnitOfWork:
     ) -> list[UUID]:
         """End sessions of a locked user, all that live unless `only` names some; returns those that this ended.
 
-        The one way in which a session ends early: every process refuses its tokens once the user is saved.
+        The one way in which a session ends early: every process refuses its tokens once the user is saved. Where all
+        of them end, a sign-in that is half-way through ends as well.
         """
+        if only is None:
+            await self.factors.void_challenges(user.id)
         wanted = await self.sessions.live_of(user.id, at=at) if only is None else only
         ended = await self.sessions.end([id for id in wanted if id != but], reason=reason, at=at)
         for session_id in ended:

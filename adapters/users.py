@@ -254,12 +254,13 @@ class StoredPassword:
 
     email: str
     password_hash: str
+    two_factor_enabled: bool
 
 
 async def password_of(connection: Connection, user_id: UUID) -> StoredPassword | None:
     """A user's password as it is stored, read without a lock; None for unknown and deleted ones."""
     row = await connection.fetchrow(
-        "SELECT email, password_hash FROM users WHERE id = $1 AND status <> 'deleted'", user_id
+        "SELECT email, password_hash, two_factor_enabled FROM users WHERE id = $1 AND status <> 'deleted'", user_id
     )
     return None if row is None else StoredPassword(**row)
 

@@ -1,12 +1,12 @@
 """Registration, sign-in and tokens: `users.v1.auth.*`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue
 
 from contracts.operations import Caller, Limit, Operation
 from contracts.users import Tokens, User
-from contracts.wire import Broken, Email, Empty, PersonName, Secret, Token, Wire
+from contracts.wire import Broken, Code, Email, Empty, PersonName, Secret, Token, Wire
 
 
 def _accepted(terms: bool) -> bool:
@@ -53,7 +53,32 @@ class Login(Wire):
     remember_me: bool = False
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class LoggedIn(Wire):
+    """Either `user` and `tokens`, or, where a second factor is on, what `auth.two-factor` is asked with."""
+
+    user: User | None = Field(default=None, exclude_if=_is_none)
+    tokens: Tokens | None = Field(default=None, exclude_if=_is_none)
+    two_factor_required: Literal[True] | None = Field(default=None, exclude_if=_is_none)
+    challenge_token: str | None = Field(default=None, exclude_if=_is_none, description="good once")
+    expires_in: int | None = Field(default=None, exclude_if=_is_none, description="seconds until the challenge expires")
+    methods: list[Literal["totp", "backup-code"]] | None = Field(
+        default=None, exclude_if=_is_none, description="what may be shown"
+    )
+
+
+class ShowSecondFactor(Wire):
+    """Finish a sign-in by a code of the app, or by a backup code."""
+
+    challenge_token: Token
+    code: Code | None = None
+    backup_code: Code | None = None
+
+
+class SecondFactorShown(Wire):
     user: User
     tokens: Tokens
 
@@ -116,6 +141,17 @@ OPERATIONS = (
         limit=Limit.LOGIN,
         writes=True,
         holds_secrets=True,
+    ),
+    Operation(
+        "users.v1.auth.two-factor",
+        ShowSecondFactor,
+        SecondFactorShown,
+        "POST /auth/two-factor",
+        limit=Limit.CODE,
+        writes=True,
+        holds_secrets=True,
+        emits=("UserLogin", "LoginFailed", "BackupCodeUsed", "SessionRevoked"),
+        audits=("two_factor_refused", "login_refused"),
     ),
     Operation("users.v1.auth.refresh", Refresh, Refreshed, "POST /auth/refresh"),
     Operation("users.v1.auth.logout", Logout, Empty, "POST /auth/logout", caller=Caller.IF_SIGNED_IN, writes=True),

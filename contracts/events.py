@@ -59,6 +59,8 @@ class LoginFailed(EventData):
     user_agent: Annotated[str | None, PERSONAL]
     reason: str
     failures: int
+    wrong_codes: int | None = None
+    """Wrong second-factor codes in a row; at the third the owner is told by mail."""
 
 
 class UserLoggedOut(EventData):

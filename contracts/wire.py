@@ -233,6 +233,10 @@ Token = Annotated[SecretStr, BeforeValidator(_only_text), AfterValidator(_bounde
 """A token as sent: opaque here, at most 4,096 characters; prints as `***`."""
 
 
+Code = Annotated[str, StringConstraints(min_length=1, max_length=32)]
+"""A second-factor code as typed: from an app, or a backup code."""
+
+
 def not_null(value: object) -> object:
     """For fields of an update that may be absent (unchanged) but have nothing to be cleared to."""
     if value is None:

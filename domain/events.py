@@ -54,6 +54,7 @@ class LoginFailed(DomainEvent):
     user_agent: str | None
     reason: str
     failures: int
+    wrong_codes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

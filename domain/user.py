@@ -6,6 +6,8 @@ from typing import Literal, NewType
 from uuid import UUID
 
 from domain.events import (
+    BackupCodesRegenerated,
+    BackupCodeUsed,
     DomainEvent,
     EmailVerificationRequested,
     EmailVerified,
@@ -14,6 +16,8 @@ from domain.events import (
     ProfileUpdated,
     RefreshTokenReused,
     SessionRevoked,
+    TwoFactorDisabled,
+    TwoFactorEnabled,
     UserLoggedOut,
     UserLogin,
     UserRegistered,
@@ -137,6 +141,22 @@ class User:
                 at,
             )
 
+    def refuse_code(self, *, wrong_codes: int, mailed: int, origin: Origin, at: datetime) -> None:
+        """Count a wrong second-factor code beside the wrong passwords; the owner is told of so many in a row."""
+        self.failed_logins += 1
+        if self.failed_logins.bit_count() == 1 or wrong_codes == mailed:
+            self._record(
+                LoginFailed(
+                    user_id=self.id,
+                    ip=origin.ip,
+                    user_agent=origin.user_agent,
+                    reason="wrong_second_factor",
+                    failures=self.failed_logins,
+                    wrong_codes=wrong_codes,
+                ),
+                at,
+            )
+
     def require_may_sign_in(self, *, verified_email_required: bool) -> None:
         """What only the holder of the right password is told."""
         if self.status == "suspended":
@@ -168,6 +188,36 @@ class User:
         if not self.password_reset_required:
             self.password_reset_required = True
             self._record(PasswordResetRequired(user_id=self.id, reason=reason), at)
+
+    def require_may_enable_two_factor(self) -> None:
+        """Raises `StateConflict` where it is on already, `EmailNotVerified` before the address is."""
+        if self.two_factor_enabled:
+            raise StateConflict()
+        if not self.email_verified:
+            raise EmailNotVerified()
+
+    def enable_two_factor(self, *, by: str, at: datetime) -> None:
+        self.require_may_enable_two_factor()
+        self.two_factor_enabled = True
+        self._record(TwoFactorEnabled(user_id=self.id, by=by), at)
+
+    def require_two_factor(self) -> None:
+        """Raises `StateConflict` where it is off."""
+        if not self.two_factor_enabled:
+            raise StateConflict()
+
+    def disable_two_factor(self, *, by: str, at: datetime) -> None:
+        """From here the password alone is enough; raises `StateConflict` where it is off already."""
+        self.require_two_factor()
+        self.two_factor_enabled = False
+        self._record(TwoFactorDisabled(user_id=self.id, by=by), at)
+
+    def regenerate_backup_codes(self, *, at: datetime) -> None:
+        self.require_two_factor()
+        self._record(BackupCodesRegenerated(user_id=self.id), at)
+
+    def use_backup_code(self, *, remaining: int, at: datetime) -> None:
+        self._record(BackupCodeUsed(user_id=self.id, remaining=remaining), at)
 
     def log_out(self, session_id: UUID, *, at: datetime) -> None:
         self._record(UserLoggedOut(user_id=self.id, session_id=session_id), at)

@@ -30,6 +30,7 @@ from adapters.settings import Settings, unknown_variables
 from adapters.smtp import Mailer
 from adapters.telemetry import Metrics
 from adapters.tokens import TokenMint
+from adapters.two_factor import TwoFactorSecrets
 from adapters.users import Account, StoredAccounts
 from contracts.api import OPERATIONS
 from domain.session import Standing
@@ -42,10 +43,10 @@ from handlers.events.cache import Cache
 from handlers.events.email import Email
 from handlers.freshness import Freshness
 from handlers.groups import Taker, watch
-from handlers.jobs import clear_away, keep_keys_wrapped
+from handlers.jobs import clear_away, keep_keys_wrapped, keep_secrets_sealed
 from handlers.once import Once
 from handlers.relay import Relay
-from handlers.requests import admin, health, me, profile, registration, sign_in, tokens
+from handlers.requests import admin, health, me, profile, registration, second_step, sign_in, tokens, two_factor
 from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
@@ -55,8 +56,8 @@ DRAIN_S = 7.0
 """How long a stop waits for requests and deliveries in work."""
 _CANCELS_MAX = 5
 HANDLERS: Handlers = {
-    **registration.HANDLERS, **sign_in.HANDLERS, **tokens.HANDLERS, **me.HANDLERS, **profile.HANDLERS,
-    **admin.HANDLERS, **health.HANDLERS,
+    **registration.HANDLERS, **sign_in.HANDLERS, **second_step.HANDLERS, **tokens.HANDLERS, **me.HANDLERS,
+    **profile.HANDLERS, **two_factor.HANDLERS, **admin.HANDLERS, **health.HANDLERS,
 }  # fmt: skip
 
 
@@ -72,6 +73,7 @@ class Means:
     metrics: Metrics
     database: Database
     personal: PersonalData
+    secrets: TwoFactorSecrets
     redis: Redis
     shared_cache: SharedCache
     bus: Client
@@ -160,8 +162,8 @@ async def _build(
     personal = PersonalData(keys)
     relay = Relay(database, bus, personal, metrics, fence=settings.relay_fence)
     return Means(
-        settings, metrics, database, personal, redis, SharedCache(redis), bus, gaps, relay, Announcer(database, bus),
-        Vitals(settings, database, bus, redis),
+        settings, metrics, database, personal, TwoFactorSecrets(keys), redis, SharedCache(redis), bus, gaps, relay,
+        Announcer(database, bus), Vitals(settings, database, bus, redis),
     )  # fmt: skip
 
 
@@ -200,6 +202,7 @@ async def _start_events(
     if "jobs" in groups:
         loops.start(clear_away(means.database), "jobs")
         loops.start(keep_keys_wrapped(means.database, means.personal), "keys of users")
+        loops.start(keep_secrets_sealed(means.database, means.secrets), "second-factor secrets")
     wanted = [group for group in EVENT_GROUPS if group in groups]
     if not wanted:
         return _nothing
@@ -271,6 +274,7 @@ async def _start_requests(
         settings=settings,
         database=means.database,
         personal=means.personal,
+        secrets=means.secrets,
         hasher=hasher,
         mint=TokenMint(keys, settings.access_algorithm),
         limits=Limits(means.redis, enabled=settings.rate_limits == "on"),

@@ -17,6 +17,7 @@ from adapters.postgres import Database
 from adapters.settings import Settings
 from adapters.telemetry import Metrics
 from adapters.tokens import TokenMint, hash_of
+from adapters.two_factor import TwoFactorSecrets
 from adapters.unit_of_work import Announce, KeepReply, UnitOfWork, unit_of_work
 from contracts.health import Health
 from contracts.wire import Wire
@@ -77,6 +78,11 @@ class Call:
         return hash_of(f"token:{self.device_token}" if self.device_token else f"agent:{self.user_agent}").hex()[:32]
 
     @property
+    def device_hash(self) -> bytes | None:
+        """How the device that this claims to be is kept at rest, if it is known."""
+        return hash_of(self.device_token) if self.device_token else None
+
+    @property
     def trail(self) -> Trail:
         return Trail(
             request_id=self.request_id,
@@ -116,6 +122,7 @@ class Context:
     settings: Settings
     database: Database
     personal: PersonalData
+    secrets: TwoFactorSecrets
     hasher: Hasher
     mint: TokenMint
     limits: Limits

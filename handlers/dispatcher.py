@@ -354,9 +354,11 @@ def _error_headers(error: Error) -> dict[str, str]:
 
 def _windows(ctx: Context, operation: Operation, call: Call) -> tuple[Window, ...]:
     """What the dispatcher counts by itself; sign-in and mail are counted where their failure is known."""
-    rates, name = ctx.settings, operation.limit.value
     if operation.limit in {Limit.NONE, Limit.LOGIN, Limit.MAIL}:
         return ()
+    # Codes are counted by account where they are looked at; whoever sends nonsense counts as everybody does.
+    limit = Limit.GENERAL if operation.limit is Limit.CODE else operation.limit
+    rates, name = ctx.settings, limit.value
     if call.caller is not None:
         rate, who = rates.limit_general, str(call.caller.user_id)
     elif call.client_ip is None:

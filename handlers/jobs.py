@@ -7,6 +7,7 @@ import structlog
 
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
+from adapters.two_factor import TwoFactorSecrets
 from domain.refusals import Overloaded, Stale, Unavailable
 
 log = structlog.get_logger()
@@ -14,7 +15,8 @@ log = structlog.get_logger()
 PERIOD_S = 60.0
 ROWS_MAX = 1000
 _STEPS_MAX = 50
-# What is over, and of no more use: kept replies, sessions a month later, links, devices, successors past their grace.
+# What is over, and of no more use: kept replies, sessions a month later, links, devices, successors past their grace,
+# challenges an hour later.
 _CLEARING = """
 DELETE FROM idempotency_keys WHERE key_mac IN (SELECT key_mac FROM idempotency_keys WHERE expires_at < now() LIMIT $1);
 DELETE FROM user_sessions WHERE id IN
@@ -23,7 +25,9 @@ DELETE FROM links WHERE id IN (SELECT id FROM links WHERE expires_at < now() - i
 DELETE FROM device_tokens WHERE hash IN (SELECT hash FROM device_tokens WHERE expires_at < now() LIMIT $1);
 UPDATE refresh_tokens SET successor_sealed = NULL WHERE hash IN
     (SELECT hash FROM refresh_tokens
-     WHERE successor_sealed IS NOT NULL AND used_at < now() - interval '1 minute' LIMIT $1)"""
+     WHERE successor_sealed IS NOT NULL AND used_at < now() - interval '1 minute' LIMIT $1);
+DELETE FROM login_challenges WHERE hash IN
+    (SELECT hash FROM login_challenges WHERE expires_at < now() - interval '1 hour' LIMIT $1)"""
 
 
 async def clear_away(database: Database) -> None:
@@ -49,6 +53,20 @@ async def keep_keys_wrapped(database: Database, personal: PersonalData) -> None:
         if wrapped:
             log.info("keys of users wrapped anew", count=wrapped)
         await asyncio.sleep(1 if wrapped == ROWS_MAX else PERIOD_S * random.uniform(0.5, 1.5))
+
+
+async def keep_secrets_sealed(database: Database, secrets: TwoFactorSecrets) -> None:
+    """For ever: the same for the secrets of second factors."""
+    while True:
+        try:
+            async with database.connection() as connection:
+                sealed = await secrets.seal_anew(connection, rows_max=ROWS_MAX)
+        except (Unavailable, Overloaded, Stale) as error:
+            log.warning("sealing secrets anew waits", error=type(error).__name__)
+            sealed = 0
+        if sealed:
+            log.info("second-factor secrets sealed anew", count=sealed)
+        await asyncio.sleep(1 if sealed == ROWS_MAX else PERIOD_S * random.uniform(0.5, 1.5))
 
 
 async def _clear(database: Database, statement: str) -> None:

@@ -13,9 +13,11 @@ from adapters.postgres import Connection
 from adapters.sessions import token_is_unused
 from adapters.tokens import hash_of
 from adapters.turns import Turns
+from adapters.two_factor import challenge_is_open, factor_of
 from contracts.operations import Operation
 from contracts.wire import Wire
 from domain.refusals import Overloaded, Refusal, Stale, StateConflict, Unavailable
+from domain.two_factor import Factor
 from handlers.context import Call, Context, Handler
 from handlers.envelope import canonical, outcome_json
 
@@ -57,11 +59,11 @@ class Once:
             if isinstance(claim, Claim):
                 return await self._carry_out(claim, work)
             if claim.success and claim.holds_secrets:  # a refusal holds none, whatever the operation
-                await self._require_showable(claim)
+                await self._require_showable(claim, work)
             return claim
 
-    async def _require_showable(self, kept: Kept) -> None:
-        if kept.secrets_expired or not await _is_unused(self._ctx, kept.body):
+    async def _require_showable(self, kept: Kept, work: Work) -> None:
+        if kept.secrets_expired or not await _is_unused(self._ctx, kept.body, work.user_id):
             raise StateConflict
 
     async def find(self, key: str, operation: Operation, user_id: UUID, body: bytes) -> Kept | None:
@@ -102,8 +104,27 @@ class Once:
                     await self._keys.give_up(claim)
 
 
-async def _is_unused(ctx: Context, data: str) -> bool:
-    """May tokens that were given out be given again: is the refresh token unspent, and does its session live?"""
-    token = json.loads(data)["tokens"]["refreshToken"]
+async def _is_unused(ctx: Context, data: str, user_id: UUID | None) -> bool:
+    """May what was given out be given again? Tokens while the refresh token is unspent and its session lives, a
+    challenge while it is open, a second factor's secret while it is pending, backup codes while all of them are there.
+    """
+    held = json.loads(data)
     async with ctx.database.connection() as connection:
-        return await token_is_unused(connection, hash_of(token))
+        if "tokens" in held:
+            return await token_is_unused(connection, hash_of(held["tokens"]["refreshToken"]))
+        if "challengeToken" in held:
+            return await challenge_is_open(connection, hash_of(held["challengeToken"]), at=ctx.now())
+        factor = user_id and await factor_of(connection, user_id, device_hash=None, at=ctx.now())
+    if not factor:
+        return False
+    if "secret" in held:
+        return not factor.is_on and ctx.secrets.open(factor.user_id, factor.secret_sealed) == held["secret"]
+    return "backupCodes" in held and await _are_the_codes(ctx, factor, held["backupCodes"])
+
+
+async def _are_the_codes(ctx: Context, factor: Factor, shown: list[str]) -> bool:
+    codes = factor.codes
+    if not factor.is_on or codes is None or len(codes.hashes) != len(shown):
+        return False
+    hashed = await ctx.hasher.derive(shown[:1], salt=codes.salt, cost=codes.cost)
+    return hashed[0] in codes.hashes

@@ -2,15 +2,18 @@
 has a second factor. Wrong ones count like those of a sign-in."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from pydantic import SecretStr
 
 from adapters.addresses import email_key
+from adapters.two_factor import factor_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import password_of
 from domain.refusals import BadToken, Overloaded, Stale, Unavailable, WrongCredentials
 from domain.user import User
 from handlers.callers import lock_caller
+from handlers.codes import Shown, check_code, require_one, use
 from handlers.context import Call, Context
 from handlers.tries import give_back, record_refused, reserve_try
 
@@ -20,6 +23,13 @@ class Proof:
     """What was verified outside the lock; `accept` holds it against the row."""
 
     password_hash: str
+    shown: Shown | None
+    at: datetime
+
+    @property
+    def second_factor(self) -> bool:
+        """Was a code shown beside the password?"""
+        return self.shown is not None
 
 
 async def prove(
@@ -27,12 +37,13 @@ async def prove(
     call: Call,
     password: SecretStr,
     *,
-    code: str | None = None,  # noqa: ARG001 - no account has a second factor yet
-    backup_code: str | None = None,  # noqa: ARG001
+    code: str | None = None,
+    backup_code: str | None = None,
 ) -> Proof:
     """Check the caller's password, and a code where two-factor is on, before any transaction.
 
-    Raises `RateLimited`, or `WrongCredentials` and `WrongCode`, which are stored before they are answered.
+    Raises `RateLimited`, or `WrongCredentials` and `WrongCode`, which are stored before they are answered; and, only
+    after the right password, `InvalidInput` where a code is missing.
     """
     async with ctx.database.connection() as connection:
         seen = await password_of(connection, call.signed_in.user_id)
@@ -47,7 +58,19 @@ async def prove(
         await give_back(ctx, call, tries)  # nothing was learnt of the password
         raise
     await give_back(ctx, call, tries)
-    return Proof(seen.password_hash)
+    at, shown = ctx.now(), None
+    if seen.two_factor_enabled:
+        shown = await _prove_code(ctx, call, code, backup_code)
+    return Proof(seen.password_hash, shown, at)
+
+
+async def _prove_code(ctx: Context, call: Call, code: str | None, backup_code: str | None) -> Shown:
+    require_one(code, backup_code)
+    async with ctx.database.connection() as connection:
+        factor = await factor_of(connection, call.signed_in.user_id, device_hash=call.device_hash, at=ctx.now())
+    if factor is None or not factor.is_on:
+        raise Stale  # it was turned off since the password was read
+    return await check_code(ctx, call, factor, code=code, backup_code=backup_code)
 
 
 async def _refuse(ctx: Context, call: Call, seen_hash: str) -> None:
@@ -60,6 +83,11 @@ async def _refuse(ctx: Context, call: Call, seen_hash: str) -> None:
     raise refusal
 
 
-async def accept(work: UnitOfWork, user: User, proof: Proof) -> None:  # noqa: ARG001
-    """Under the user's lock: the password is still the one that was shown, and a code is used up with the act."""
+async def accept(work: UnitOfWork, user: User, proof: Proof) -> None:
+    """Under the user's lock, before the user is saved: the password is still the one that was shown, and the code is
+    used up with the act. A code that has been used meanwhile is `Stale`: looked at again, it is refused and stored."""
     user.require_password_hash(proof.password_hash)
+    if user.two_factor_enabled != proof.second_factor:
+        raise Stale
+    if proof.shown is not None and not await use(work, user, proof.shown, at=proof.at):
+        raise Stale

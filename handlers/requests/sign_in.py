@@ -6,14 +6,18 @@ from uuid import UUID
 import uuid_utils.compat as uuid_utils
 
 from adapters.addresses import email_key
+from adapters.audit_log import AuditRow
 from adapters.postgres import Connection
 from adapters.sessions import NewSession
 from adapters.tokens import hash_of, new_secret
+from adapters.two_factor import mark_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import Candidate, candidate_of, user_view
 from contracts.auth import LoggedIn, Login
+from contracts.users import Tokens
 from domain.refusals import Overloaded, Refusal, Stale, Unavailable, WrongCredentials
 from domain.session import Session
+from domain.two_factor import Challenge
 from domain.user import User
 from handlers.context import Call, Context, Handlers
 from handlers.requests.tokens import issue_tokens
@@ -31,34 +35,39 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
         raise
     if matches:
         await give_back(ctx, call, tries)
-    result = "success" if isinstance(outcome, LoggedIn) else "failure"
-    ctx.metrics.authentications.labels(result, "password").inc()
+    ctx.metrics.authentications.labels(_result(outcome), "password").inc()
     if isinstance(outcome, Refusal):
         raise outcome
     return outcome
+
+
+def _result(outcome: LoggedIn | Refusal) -> str:
+    if isinstance(outcome, Refusal):
+        return "failure"
+    return "challenge" if outcome.two_factor_required else "success"
 
 
 async def _check_and_sign_in(ctx: Context, call: Call, request: Login, key: str) -> tuple[LoggedIn | Refusal, bool]:
     """What comes of it, and whether the password was right."""
     password = request.password.get_secret_value()
     async with ctx.database.connection() as connection:
-        seen = await _candidate(ctx, call, connection, key)
+        seen = await candidate(ctx, call, connection, key)
     matches = await ctx.hasher.verify(seen.user.password_hash if seen else None, password)
     upgraded = None
     if seen and matches and ctx.hasher.is_outdated(seen.user.password_hash):
         upgraded = await ctx.hasher.hash(password)
-    if seen and _why_not(ctx, seen.user, matches=matches) is None:
+    if seen and not seen.user.two_factor_enabled and _why_not(ctx, seen.user, matches=matches) is None:
         with suppress(Stale):  # else its row has changed while the password was checked
             alone = seen.device_known and not seen.sessions_past_cap
             async with ctx.unit_of_work(call, one_statement=alone) as work:
-                return await _open_session(ctx, call, work, seen, upgraded, remember_me=request.remember_me), True
+                return await _log_in(ctx, call, work, seen, upgraded, remember_me=request.remember_me), True
     return await _decide_under_lock(ctx, call, request, key, seen, matches=matches, upgraded=upgraded), matches
 
 
-async def _candidate(ctx: Context, call: Call, connection: Connection, key: str) -> Candidate | None:
-    device_hash = hash_of(call.device_token) if call.device_token else None
+async def candidate(ctx: Context, call: Call, connection: Connection, key: str) -> Candidate | None:
+    """Who may be about to sign in by this address, with this call's device."""
     cap = ctx.settings.session_cap
-    return await candidate_of(connection, key, device_hash=device_hash, session_cap=cap, at=ctx.now())
+    return await candidate_of(connection, key, device_hash=call.device_hash, session_cap=cap, at=ctx.now())
 
 
 async def _decide_under_lock(
@@ -71,10 +80,12 @@ async def _decide_under_lock(
             user.require_password_hash(seen.user.password_hash)
         refusal = _why_not(ctx, user, matches=matches)
         if user is not None and refusal is None:
-            now = await _candidate(ctx, call, work.connection, key)
+            if user.two_factor_enabled:
+                return await _challenge(ctx, work, user, upgraded, remember_me=request.remember_me)
+            now = await candidate(ctx, call, work.connection, key)
             if now is None or now.user.id != user.id:
                 raise Stale  # the address has gone to another
-            return await _open_session(ctx, call, work, now, upgraded, remember_me=request.remember_me)
+            return await _log_in(ctx, call, work, now, upgraded, remember_me=request.remember_me)
         refusal = refusal or WrongCredentials()
         await record_refused(ctx, call, work, request.email, user, refusal)
         await work.commit(refusal)
@@ -92,27 +103,69 @@ def _why_not(ctx: Context, user: User | None, *, matches: bool) -> Refusal | Non
     return None
 
 
-async def _open_session(
+async def _log_in(
     ctx: Context, call: Call, work: UnitOfWork, seen: Candidate, upgraded: str | None, *, remember_me: bool
 ) -> LoggedIn:
-    """Sign in whoever was seen; raises `Stale` when their row has changed since."""
-    at, lifetimes, origin = ctx.now(), ctx.settings.lifetimes, call.origin
-    lifetime = lifetimes.refresh_remembered if remember_me else lifetimes.refresh
+    """Sign in by the password alone."""
     user = work.users.trust(seen)
     user.password_hash = upgraded or user.password_hash
+    tokens = await open_session(ctx, call, work, seen, method="password", remember_me=remember_me)
+    reply = LoggedIn(user=user_view(user), tokens=tokens)
+    await work.commit(reply)
+    return reply
+
+
+async def _challenge(
+    ctx: Context, work: UnitOfWork, user: User, upgraded: str | None, *, remember_me: bool
+) -> LoggedIn:
+    """The password was right, and a code is still due: neither session nor counter know of it before that."""
+    at, token, lifetime = ctx.now(), new_secret(), ctx.settings.lifetimes.challenge
+    if upgraded is not None:
+        user.password_hash = upgraded
+        await work.users.save(user)
+    await work.factors.open_challenge(
+        Challenge(
+            hash=hash_of(token),
+            user_id=user.id,
+            password_mark=mark_of(user.password_hash),
+            remember_me=remember_me,
+            expires_at=at + lifetime,
+        ),
+        at=at,
+    )
+    await work.audit(AuditRow(action="two_factor_challenged", success=True, at=at, user_id=user.id))
+    reply = LoggedIn(
+        two_factor_required=True,
+        challenge_token=token,
+        expires_in=int(lifetime.total_seconds()),
+        methods=["totp", "backup-code"],
+    )
+    await work.commit(reply)
+    return reply
+
+
+async def open_session(
+    ctx: Context, call: Call, work: UnitOfWork, seen: Candidate, *, method: str, remember_me: bool
+) -> Tokens:
+    """Sign in whoever was seen and is trusted, and save them; raises `Stale` when their row has changed since.
+
+    A backup code is a one-time password as well (RFC 8176), so either second factor stands as `otp` in `amr`.
+    """
+    user, at, lifetimes, origin = seen.user, ctx.now(), ctx.settings.lifetimes, call.origin
+    lifetime = lifetimes.refresh_remembered if remember_me else lifetimes.refresh
     session = Session(
         id=uuid_utils.uuid7(),
         user_id=user.id,
         remember_me=remember_me,
         auth_time=at,
-        amr=("pwd",),
+        amr=("pwd",) if method == "password" else ("pwd", "otp"),
         created_at=at,
         last_active_at=at,
         expires_at=at + lifetime,
         ended_at=None,
     )
     refresh_token = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
-    user.sign_in(session_id=session.id, method="password", known_device=seen.device_known, origin=origin, at=at)
+    user.sign_in(session_id=session.id, method=method, known_device=seen.device_known, origin=origin, at=at)
     await work.end_sessions(user, only=seen.sessions_past_cap, reason="session_cap", at=at)
     new = NewSession(
         session=session,
@@ -123,10 +176,7 @@ async def _open_session(
     )
     await work.users.save(user, session=new)
     device_token = None if seen.device_known else await _recognise_device(ctx, work, user, session.id)
-    tokens = issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime, device_token=device_token)
-    reply = LoggedIn(user=user_view(user), tokens=tokens)
-    await work.commit(reply)
-    return reply
+    return issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime, device_token=device_token)
 
 
 async def _recognise_device(ctx: Context, work: UnitOfWork, user: User, session_id: UUID) -> str:
