@@ -10,7 +10,6 @@ from adapters.keys import CannotOpen, Keys
 from adapters.postgres import Connection
 from domain.two_factor import CHALLENGES_MAX, Challenge, CodeSet, Factor
 
-
 _OF_OTHER_KEYS = """
 SELECT user_id, secret FROM second_factors
 WHERE split_part(secret, '.', 2) < $1 OR split_part(secret, '.', 2) > $1 LIMIT $2"""

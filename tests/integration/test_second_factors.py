@@ -1,7 +1,6 @@
 """Second factors at rest: sealed for their user, each code accepted once, under the current key after a rotation."""
 
 import asyncio
-import json
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from adapters.event_log import Trail
 from adapters.hashing import Hasher
+from adapters.key_rotation import retire, rotate
 from adapters.keys import CannotOpen, Keys, read_keys, write_keys
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -20,7 +20,7 @@ from adapters.two_factor import SecondFactors, TwoFactorSecrets, challenge_of, f
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty
 from domain.two_factor import CHALLENGES_MAX, Challenge, CodeSet, Factor
-from handlers.jobs import _CLEARING, _clear, seal_anew_now
+from handlers.jobs import _CLEARING, _clear
 from tests.builders import NOW, a_user
 
 AT_ONCE = 20
@@ -135,31 +135,35 @@ async def test_a_set_of_codes_costs_one_hash_a_try() -> None:
     assert {len(one) for one in hashes} == {32}
 
 
-async def test_secrets_come_under_the_current_key_while_the_service_runs(
+async def test_secrets_come_under_the_key_in_force_while_the_service_runs(
     bench: Bench, owner: asyncpg.Connection, tmp_path: Path
 ) -> None:
     path = tmp_path / "keys.json"
     write_keys(path)
-    old = TwoFactorSecrets(read_keys(path))
-    raw = json.loads(path.read_text())
-    ring, fresh = raw["two-factor"], json.loads(json.dumps(raw["two-factor"]))
-    ring["keys"]["new"] = raw["personal"]["keys"][raw["personal"]["current"]]
-    ring["current"] = "new"
-    path.write_text(json.dumps(raw))
-    both = TwoFactorSecrets(read_keys(path))
+    keys = read_keys(path)
+    bench.secrets = TwoFactorSecrets(keys)
     await owner.execute("DELETE FROM second_factors")
-    bench.secrets = old
     await bench.turn_on()
-    before = (await bench.factor()).secret_sealed
-    assert await seal_anew_now(bench.database, old) == 0
-    assert await seal_anew_now(bench.database, both) == 1
-    after = (await bench.factor()).secret_sealed
-    assert (before.split(".")[1], after.split(".")[1]) == (fresh["current"], "new")
-    assert both.open(bench.user_id, after) == SECRET
-    assert await seal_anew_now(bench.database, both) == 0
+    before = await bench.factor()
+
+    async def seal_anew() -> int:
+        async with bench.database.connection() as connection:
+            return await bench.secrets.seal_anew(connection, rows_max=100)
+
+    assert await seal_anew() == 0
+    fresh = rotate(path, "two-factor", lead_s=0)
+    assert keys.reload()
+    assert bench.secrets.open(bench.user_id, before.secret_sealed) == SECRET  # older keys open
+    assert await seal_anew() == 1
+    after = await bench.factor()
+    assert after.secret_sealed.split(".")[1] == fresh.kid != before.secret_sealed.split(".")[1]
+    retire(path, "two-factor", before.secret_sealed.split(".")[1])
+    assert keys.reload()
+    assert bench.secrets.open(bench.user_id, after.secret_sealed) == SECRET
+    assert await seal_anew() == 0
     assert await bench.use_step(11)  # nothing else of it has changed
     await owner.execute("UPDATE second_factors SET secret = 'v1.gone.x' WHERE user_id = $1", bench.user_id)
-    assert await seal_anew_now(bench.database, both) == 0  # its key is gone: said in the log, left as it is
+    assert await seal_anew() == 0  # its key is gone: left as it is
 
 
 def a_challenge(bench: Bench, token_hash: bytes, *, expires_in: timedelta) -> Challenge:
