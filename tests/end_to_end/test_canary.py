@@ -14,10 +14,11 @@ from redis.asyncio import Redis
 from adapters.mail_sink import token_of
 from contracts.api import OPERATIONS
 from contracts.operations import Operation
-from tests.gateway import Gateway, database, gateway, new_email, stored_events
+from tests.authenticator import enrolled
+from tests.gateway import PASSWORD, Gateway, database, gateway, new_email, stored_events
 from tests.program import Dev, eventually
 
-SECRET_FIELDS = frozenset({"password", "token", "refreshToken"})
+SECRET_FIELDS = frozenset({"password", "token", "refreshToken", "challengeToken", "code", "backupCode"})
 ORDINARY = {"email": "canary@cage.example", "firstName": "Ada", "lastName": "Lovelace", "acceptTerms": True}
 
 
@@ -105,6 +106,25 @@ async def live(client: Gateway, song: Song) -> None:
     song.replies.append(str(stolen.body))
 
 
+async def live_with_a_second_factor(client: Gateway, song: Song) -> None:
+    """Codes of six digits stand in every log by chance; what they are made of does not."""
+    app = await enrolled(client)
+    song.secrets |= {"secret": app.secret, **{f"backup code {n}": code for n, code in enumerate(app.backup_codes)}}
+    for shown in ({"code": app.wrong_code()}, {"backupCode": app.backup_codes[0]}):
+        song.secrets[f"challenge {len(song.secrets)}"] = challenge = await app.challenge()
+        reply = await client.send(
+            "users.v1.auth.two-factor", json.dumps({"challengeToken": challenge, **shown}).encode()
+        )
+        if reply.ok:
+            note(song, "second step", reply.data["tokens"])
+    counted = await client.call("two-factor.backup-codes", access=app.access)
+    song.replies.append(str(counted.data))
+    fresh = await client.call(
+        "two-factor.backup-codes.regenerate", access=app.access, password=PASSWORD, code=await app.fresh_code()
+    )
+    song.secrets |= {f"new backup code {n}": code for n, code in enumerate(fresh.data["backupCodes"])}
+
+
 def note(song: Song, name: str, tokens: Mapping[str, Any]) -> None:
     """Of a signed token the signature alone is the secret: the rest is claims."""
     for kind in ("accessToken", "refreshToken"):
@@ -123,6 +143,7 @@ async def song(limited: Dev) -> AsyncIterator[Song]:
         for operation in OPERATIONS:
             await sing_through(client, operation, found)
         await live(client, found)
+        await live_with_a_second_factor(client, found)
     await announced(limited)
     yield found
 
