@@ -141,6 +141,8 @@ OPERATIONS = (
         limit=Limit.LOGIN,
         writes=True,
         holds_secrets=True,
+        emits=("UserLogin", "LoginFailed", "SessionRevoked"),
+        audits=("login_refused", "two_factor_challenged"),
     ),
     Operation(
         "users.v1.auth.two-factor",

@@ -87,6 +87,11 @@ class Factor:
         if at < until:
             raise RateLimited("auth:code:unknown-device", max(1, int((until - at).total_seconds())))
 
+    @property
+    def methods(self) -> list[Method]:
+        """What may be shown."""
+        return ["totp", "backup-code"] if self.codes and self.codes.hashes else ["totp"]
+
     def unused(self, steps: Sequence[int]) -> int | None:
         """The first of these steps that comes after every one accepted so far."""
         return min((step for step in steps if step > self.last_step), default=None)

@@ -9,12 +9,23 @@ from adapters.two_factor import challenge_of, factor_of, mark_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import Candidate, user_view
 from contracts.auth import SecondFactorShown, ShowSecondFactor
-from domain.refusals import BadToken, ExpiredToken, Overloaded, RateLimited, Refusal, Stale, Unavailable, WrongCode
+from domain.refusals import (
+    BadToken,
+    ExpiredToken,
+    Overloaded,
+    PasswordDisowned,
+    RateLimited,
+    Refusal,
+    Stale,
+    Unavailable,
+    WrongCode,
+)
 from domain.two_factor import Challenge, Factor
+from domain.user import User
 from handlers.codes import Shown, look_at, record_wrong_code, require_may_try, require_one, reserve_code, use
 from handlers.context import Call, Context, Handlers
 from handlers.requests.sign_in import candidate, open_session
-from handlers.tries import give_back
+from handlers.tries import give_back, record_refused
 
 
 async def show_second_factor(ctx: Context, call: Call, request: ShowSecondFactor) -> SecondFactorShown:
@@ -90,11 +101,22 @@ async def _decide_under_lock(
             await work.commit(wrong)
             return wrong
         await work.factors.spend_challenge(token_hash, at=at)
+        refusal = _why_not(user)
+        if refusal is not None:
+            await work.users.save(user)
+            await record_refused(ctx, call, work, user.email, user, refusal)
+            await work.commit(refusal)
+            return refusal
         method = f"password+{shown.method}"
         tokens = await open_session(ctx, call, work, seen, method=method, remember_me=challenge.remember_me)
         reply = SecondFactorShown(user=user_view(user), tokens=tokens)
         await work.commit(reply)
     return reply
+
+
+def _why_not(user: User) -> Refusal | None:
+    """What is told only after every factor was right."""
+    return PasswordDisowned() if user.password_reset_required else None
 
 
 HANDLERS: Handlers = {ShowSecondFactor: show_second_factor}

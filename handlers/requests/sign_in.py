@@ -81,7 +81,7 @@ async def _decide_under_lock(
         refusal = _why_not(ctx, user, matches=matches)
         if user is not None and refusal is None:
             if user.two_factor_enabled:
-                return await _challenge(ctx, work, user, upgraded, remember_me=request.remember_me)
+                return await _challenge(ctx, call, work, user, upgraded, remember_me=request.remember_me)
             now = await candidate(ctx, call, work.connection, key)
             if now is None or now.user.id != user.id:
                 raise Stale  # the address has gone to another
@@ -116,7 +116,7 @@ async def _log_in(
 
 
 async def _challenge(
-    ctx: Context, work: UnitOfWork, user: User, upgraded: str | None, *, remember_me: bool
+    ctx: Context, call: Call, work: UnitOfWork, user: User, upgraded: str | None, *, remember_me: bool
 ) -> LoggedIn:
     """The password was right, and a code is still due: neither session nor counter know of it before that."""
     at, token, lifetime = ctx.now(), new_secret(), ctx.settings.lifetimes.challenge
@@ -134,11 +134,12 @@ async def _challenge(
         at=at,
     )
     await work.audit(AuditRow(action="two_factor_challenged", success=True, at=at, user_id=user.id))
+    factor = await work.factors.get(user.id, device_hash=call.device_hash, at=at)
     reply = LoggedIn(
         two_factor_required=True,
         challenge_token=token,
         expires_in=int(lifetime.total_seconds()),
-        methods=["totp", "backup-code"],
+        methods=factor.methods if factor else [],
     )
     await work.commit(reply)
     return reply

@@ -132,6 +132,23 @@ async def test_a_pending_secret_is_replaced_and_one_that_is_on_is_not(client: Ga
     assert (await app.show(code=app.code(1))).ok
 
 
+async def test_there_is_no_second_factor_before_the_address_is_verified(dev: Dev, client: Gateway) -> None:
+    account = await client.signed_in()
+    async with database(dev.ready) as rows:
+        await rows.execute("UPDATE users SET email_verified = false WHERE id = $1", UUID(account["user"]["id"]))
+    reply = await client.call("two-factor.enable", access=account["tokens"]["accessToken"], password=PASSWORD)
+    assert reply.code == "EMAIL_NOT_VERIFIED"
+
+
+async def test_a_challenge_says_what_may_be_shown(dev: Dev, client: Gateway) -> None:
+    app = await enrolled(client)
+    async with database(dev.ready) as rows:
+        await rows.execute("UPDATE second_factors SET codes = '{}' WHERE user_id = $1", app.user_id)
+    login = await client.call("auth.login", email=app.email, password=PASSWORD)
+    assert login.data["methods"] == ["totp"]
+    assert (await client.call("two-factor.backup-codes", access=app.access)).data["remaining"] == 0
+
+
 async def test_what_is_off_can_be_neither_turned_off_nor_given_codes(client: Gateway) -> None:
     access = (await client.signed_in())["tokens"]["accessToken"]
     off = await client.call("two-factor.disable", access=access, password=PASSWORD)
@@ -228,6 +245,19 @@ async def test_a_challenge_ends_with_what_it_was_given_for(dev: Dev, client: Gat
     async with database(dev.ready) as rows:
         await rows.execute(f"UPDATE users SET {change} WHERE id = $1", app.user_id)
     assert (await client.call("auth.two-factor", challengeToken=challenge, code=app.code())).code == "INVALID_TOKEN"
+
+
+async def test_a_disowned_password_is_told_of_after_the_last_factor_alone(dev: Dev, client: Gateway) -> None:
+    app = await enrolled(client)
+    async with database(dev.ready) as rows:
+        await rows.execute("UPDATE users SET password_reset_required = true WHERE id = $1", app.user_id)
+    assert (await app.show(code=app.wrong_code())).code == "INVALID_TWO_FACTOR_CODE"
+    code = app.code()
+    assert (await app.show(code=code)).code == "PASSWORD_RESET_REQUIRED"
+    assert (await app.show(code=code)).code == "INVALID_TWO_FACTOR_CODE"  # it is used up
+    assert (await app.show(backupCode=app.backup_codes[0])).code == "PASSWORD_RESET_REQUIRED"
+    assert [one["remaining"] for one in await events_of(dev, app.user_id, "BackupCodeUsed")] == [9]
+    assert (await audited(dev, app.user_id)).count("login_refused") == 2
 
 
 async def test_remember_me_is_remembered_to_the_second_step(client: Gateway) -> None:

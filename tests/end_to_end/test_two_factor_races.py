@@ -65,6 +65,17 @@ async def test_of_one_challenge_one_sign_in_comes(client: Gateway) -> None:
         assert await codes_of(calls) == {"OK": 1, "INVALID_TOKEN": CALLERS - 1}
 
 
+async def test_a_challenge_takes_five_wrong_codes_however_many_come(dev: Dev, client: Gateway) -> None:
+    app = await enrolled(client)
+    for _ in range(ROUNDS):
+        token = await app.challenge()
+        calls = [client.call("auth.two-factor", challengeToken=token, code=app.wrong_code()) for _ in range(CALLERS)]
+        assert await codes_of(calls) == {"INVALID_TWO_FACTOR_CODE": 5, "INVALID_TOKEN": CALLERS - 5}
+    async with database(dev.ready) as rows:
+        counted = await rows.fetchval("SELECT wrong_codes FROM second_factors WHERE user_id = $1", app.user_id)
+    assert counted == ROUNDS * 5
+
+
 async def test_of_one_first_code_the_factor_is_turned_on_once(dev: Dev, client: Gateway) -> None:
     account = await client.signed_in()
     access, app = account["tokens"]["accessToken"], Authenticator(client, account, secret="")
