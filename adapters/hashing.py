@@ -8,17 +8,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from argon2 import PasswordHasher, Type, extract_parameters
-from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
+from argon2 import PasswordHasher, Type
 from argon2.low_level import hash_secret_raw
 
+from adapters.foreign_hashes import matches
 from adapters.settings import Argon2Cost
 from domain.password import normalised
 from domain.refusals import Overloaded
 
 T = TypeVar("T")
-_MEMORY_KIB_MAX = 1024 * 1024
-_PASSES_MAX = 64
 
 
 class Hasher:
@@ -50,16 +48,16 @@ class Hasher:
 
     async def verify(self, encoded: str | None, password: str) -> bool:
         """Does the password match? `None` (no such user) costs the same and matches nothing."""
-        matches = await self._in_thread(_matches, self._argon2, encoded or self._dummy, normalised(password))
-        return matches and encoded is not None
+        is_right = await self._in_thread(_matches, encoded or self._dummy, password)
+        return is_right and encoded is not None
 
     async def derive(self, words: Sequence[str], *, salt: bytes, cost: tuple[int, int, int]) -> list[bytes]:
         """The bare argon2id hashes of words that share a salt: whoever has one word finds it among them by one hash."""
         return await self._in_thread(_derived, words, salt, cost)
 
     def is_outdated(self, encoded: str) -> bool:
-        """Was it made with other costs than today's?"""
-        return self._argon2.check_needs_rehash(encoded)
+        """Was it made in another way, or with other costs than today's?"""
+        return not encoded.startswith("$argon2id$") or self._argon2.check_needs_rehash(encoded)
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
         if not self._places.acquire(blocking=False):
@@ -80,7 +78,7 @@ class Hasher:
         """A short measurement for the start's log line; blocks its caller."""
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < 0.15:
-            _matches(self._argon2, self._dummy, "wrong")
+            _matches(self._dummy, "wrong")
             count += 1
         return count / (time.perf_counter() - began)
 
@@ -88,24 +86,11 @@ class Hasher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def is_importable(encoded: str) -> bool:
-    """Is this a hash that a sign-in can check, at a cost that we bear?"""
-    try:
-        cost = extract_parameters(encoded)
-    except InvalidHashError:
-        return False
-    return cost.memory_cost <= _MEMORY_KIB_MAX and cost.time_cost <= _PASSES_MAX
-
-
-def _matches(argon2: PasswordHasher, encoded: str, password: str) -> bool:
-    """Bounded by our own ceiling: a stored hash names its cost, and a row may come from elsewhere."""
-    try:
-        cost = extract_parameters(encoded)
-        if cost.memory_cost > _MEMORY_KIB_MAX or cost.time_cost > _PASSES_MAX:
-            return False
-        return argon2.verify(encoded, password)
-    except (VerifyMismatchError, InvalidHashError, Argon2Error):
-        return False
+def _matches(encoded: str, password: str) -> bool:
+    """A hash from elsewhere may be of the password as it was typed: that is tried too where it is another text, for
+    every hash alike, so that the time says nothing of its kind."""
+    usual = normalised(password)
+    return matches(encoded, usual) or (password != usual and matches(encoded, password))
 
 
 def _derived(words: Sequence[str], salt: bytes, cost: tuple[int, int, int]) -> list[bytes]:

@@ -176,6 +176,14 @@ class Settings(BaseSettings):
         default=10, ge=1, le=1000, description="the same: unknown devices wait an hour between tries"
     )
     wrong_codes_known_only: int = Field(default=50, ge=1, le=1000, description="the same: known devices only")
+    password_age_seconds: int = Field(
+        default=90 * 86_400, ge=0, le=10 * 366 * 86_400,
+        description="a password older than this must be reset; 0 is never, as with `nist`",
+    )  # fmt: skip
+    password_history: int = Field(default=5, ge=0, le=24, description="passwords that are not taken again; `nist`: 0")
+    breached_passwords_file: Path | None = Field(
+        default=None, description="sorted SHA-1 hashes in hex, a line each, of passwords that are refused"
+    )
     require_verified_email: bool = Field(default=True, description="sign-in needs a verified address")
     hide_registered_emails: bool = Field(
         default=False, description="`register` answers alike for a free and a taken address"

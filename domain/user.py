@@ -1,7 +1,7 @@
 """The `User` aggregate: its state, its decisions, and the events they leave."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, NewType
 from uuid import UUID
 
@@ -12,6 +12,9 @@ from domain.events import (
     EmailVerificationRequested,
     EmailVerified,
     LoginFailed,
+    PasswordChanged,
+    PasswordReset,
+    PasswordResetRequested,
     PasswordResetRequired,
     ProfileUpdated,
     RefreshTokenReused,
@@ -25,7 +28,15 @@ from domain.events import (
     UserStatusChanged,
 )
 from domain.permissions import Role
-from domain.refusals import AccountSuspended, EmailNotVerified, NotFound, Stale, StateConflict
+from domain.refusals import (
+    AccountSuspended,
+    EmailNotVerified,
+    NotFound,
+    PasswordDisowned,
+    PasswordExpired,
+    Stale,
+    StateConflict,
+)
 
 UserId = NewType("UserId", UUID)
 Status = Literal["active", "suspended", "deleted"]
@@ -182,6 +193,33 @@ class User:
             ),
             at,
         )
+
+    def require_current_password(self, age_max: timedelta | None, *, at: datetime) -> None:
+        """What is told only after every factor was right: raises `PasswordDisowned` or `PasswordExpired`."""
+        if self.password_reset_required:
+            raise PasswordDisowned()
+        if age_max is not None and at >= self.last_password_change + age_max:
+            raise PasswordExpired()
+
+    def change_password(self, password_hash: str, *, at: datetime) -> None:
+        self._renew_password(password_hash, at)
+        self._record(PasswordChanged(user_id=self.id), at)
+
+    def reset_password(self, password_hash: str, *, at: datetime) -> None:
+        """Whoever holds the mail's link owns the address: it is verified, and nothing stands in their way any more."""
+        self._renew_password(password_hash, at)
+        self.account_locked, self.lockout_until = False, None
+        self._record(PasswordReset(user_id=self.id), at)
+        self.verify_email(reason="reset", at=at)
+
+    def _renew_password(self, password_hash: str, at: datetime) -> None:
+        self.password_hash = password_hash
+        self.last_password_change = at
+        self.password_reset_required = False
+        self.failed_logins = 0
+
+    def request_password_reset(self, *, token_id: UUID, expires_at: datetime, at: datetime) -> None:
+        self._record(PasswordResetRequested(user_id=self.id, token_id=token_id, expires_at=expires_at), at)
 
     def disown_password(self, *, reason: str, at: datetime) -> None:
         """Somebody else may know the password: nobody signs in with it before it is reset."""

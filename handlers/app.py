@@ -23,6 +23,7 @@ from adapters.keys import BadKeys, Keys
 from adapters.limits import Limits
 from adapters.migrations import require_current
 from adapters.nats import EVENT_GROUPS, AnsweringClient, close, connect, durables, provision
+from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.redis import Redis
@@ -46,7 +47,18 @@ from handlers.groups import Taker, watch
 from handlers.jobs import clear_away, keep_keys_wrapped, keep_secrets_sealed
 from handlers.once import Once
 from handlers.relay import Relay
-from handlers.requests import admin, health, me, profile, registration, second_step, sign_in, tokens, two_factor
+from handlers.requests import (
+    admin,
+    health,
+    me,
+    passwords,
+    profile,
+    registration,
+    second_step,
+    sign_in,
+    tokens,
+    two_factor,
+)
 from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
@@ -56,9 +68,17 @@ DRAIN_S = 7.0
 """How long a stop waits for requests and deliveries in work."""
 _CANCELS_MAX = 5
 HANDLERS: Handlers = {
-    **registration.HANDLERS, **sign_in.HANDLERS, **second_step.HANDLERS, **tokens.HANDLERS, **me.HANDLERS,
-    **profile.HANDLERS, **two_factor.HANDLERS, **admin.HANDLERS, **health.HANDLERS,
-}  # fmt: skip
+    **registration.HANDLERS,
+    **sign_in.HANDLERS,
+    **second_step.HANDLERS,
+    **tokens.HANDLERS,
+    **passwords.HANDLERS,
+    **me.HANDLERS,
+    **profile.HANDLERS,
+    **two_factor.HANDLERS,
+    **admin.HANDLERS,
+    **health.HANDLERS,
+}
 
 
 class Ended(Exception):
@@ -276,6 +296,7 @@ async def _start_requests(
         personal=means.personal,
         secrets=means.secrets,
         hasher=hasher,
+        passwords=PasswordRules(settings),
         mint=TokenMint(keys, settings.access_algorithm),
         limits=Limits(means.redis, enabled=settings.rate_limits == "on"),
         accounts=AccountCache(accounts, means.shared_cache, StoredAccounts(means.database)),

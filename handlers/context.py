@@ -12,6 +12,7 @@ from adapters.cache import AccountCache, LocalCache
 from adapters.event_log import Trail
 from adapters.hashing import Hasher
 from adapters.limits import Limits
+from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.settings import Settings
@@ -124,6 +125,7 @@ class Context:
     personal: PersonalData
     secrets: TwoFactorSecrets
     hasher: Hasher
+    passwords: PasswordRules
     mint: TokenMint
     limits: Limits
     accounts: AccountCache

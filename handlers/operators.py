@@ -11,16 +11,17 @@ from pydantic import ValidationError
 from adapters.audit_log import AuditRow
 from adapters.event_log import Trail
 from adapters.hashing import Hasher
+from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.settings import Settings
 from adapters.unit_of_work import unit_of_work
 from contracts.auth import Register
 from contracts.wire import Empty
+from domain.password import own_words
 from domain.refusals import WeakPassword
 from domain.user import User, UserId
 from handlers.app import now
-from handlers.requests.registration import require_good_password
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ def checked(settings: Settings, admin: NewAdmin) -> NewAdmin:
                 "accept_terms": True,
             }
         )
-        require_good_password(settings, wanted)
+        words = own_words(wanted.email, wanted.first_name, wanted.last_name)
+        PasswordRules(settings).require(wanted.password.get_secret_value(), words)
     except ValidationError as error:
         faults = ", ".join(str(item["loc"][0]) for item in error.errors(include_input=False, include_url=False))
         raise Unacceptable(f"not valid: {faults}") from None

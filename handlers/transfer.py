@@ -17,7 +17,7 @@ from pydantic import JsonValue, ValidationError
 from adapters.audit_log import AuditRow, add_audit_row
 from adapters.bulk_users import Progress, add_users, export_page, keep_progress, progress_of, users_counted
 from adapters.event_log import EventLog, Trail
-from adapters.hashing import is_importable
+from adapters.foreign_hashes import is_importable
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from contracts.transfer import ImportedUser, RefusedLine

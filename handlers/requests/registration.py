@@ -1,34 +1,32 @@
 """Registration: an account, its verification mail, and the link that it carries."""
 
+import asyncio
 from datetime import datetime
 from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
-from zxcvbn_rs_py import zxcvbn
 
 from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
 from adapters.limits import LimitReached
 from adapters.links import Link, link_by_token
-from adapters.settings import Settings
 from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import owner_of, user_view
 from contracts.auth import EmailVerified, Register, Registered, ResendVerification, VerifyEmail
 from contracts.operations import Limit
 from contracts.wire import Empty
-from domain.password import COMPOSITION, NIST, own_words, require_acceptable
+from domain.password import own_words
 from domain.refusals import BadToken, EmailTaken, ExpiredToken
 from domain.user import User, UserId
 from handlers.context import Call, Context, Handlers
 from handlers.tries import by_who_and_source
 
-_GUESSES_LOG10_MIN = 5
-
 
 async def register(ctx: Context, call: Call, request: Register) -> Registered:
     """Open an account and ask for its verification mail; a taken address is refused before the costly hash."""
-    require_good_password(ctx.settings, request)
+    words = own_words(request.email, request.first_name, request.last_name)
+    await asyncio.to_thread(ctx.passwords.require, request.password.get_secret_value(), words)
     async with ctx.database.connection() as connection:
         owner = await owner_of(connection, email_key(request.email))
     if owner is not None:
@@ -71,18 +69,6 @@ async def _taken(ctx: Context, work: UnitOfWork, request: Register, owner: UUID 
     refusal = EmailTaken()
     await work.commit(refusal)
     return refusal
-
-
-def require_good_password(settings: Settings, request: Register) -> None:
-    """Raise `WeakPassword` with every rule of the policy in force that a new account's password breaks."""
-    policy = COMPOSITION if settings.password_policy == "composition" else NIST  # noqa: S105 - a name
-    words = own_words(request.email, request.first_name, request.last_name)
-    require_acceptable(request.password.get_secret_value(), policy, own_words=words, is_common=is_common)
-
-
-def is_common(password: str) -> bool:
-    """Would an attacker with word lists and their usual twists be there within 100,000 guesses (zxcvbn)?"""
-    return zxcvbn(password[:128]).guesses_log10 < _GUESSES_LOG10_MIN
 
 
 def _ask_for_verification(ctx: Context, user: User, *, reason: str, at: datetime) -> Link:

@@ -13,7 +13,6 @@ from domain.refusals import (
     BadToken,
     ExpiredToken,
     Overloaded,
-    PasswordDisowned,
     RateLimited,
     Refusal,
     Stale,
@@ -101,7 +100,7 @@ async def _decide_under_lock(
             await work.commit(wrong)
             return wrong
         await work.factors.spend_challenge(token_hash, at=at)
-        refusal = _why_not(user)
+        refusal = _why_not(ctx, user)
         if refusal is not None:
             await work.users.save(user)
             await record_refused(ctx, call, work, user.email, user, refusal)
@@ -114,9 +113,13 @@ async def _decide_under_lock(
     return reply
 
 
-def _why_not(user: User) -> Refusal | None:
+def _why_not(ctx: Context, user: User) -> Refusal | None:
     """What is told only after every factor was right."""
-    return PasswordDisowned() if user.password_reset_required else None
+    try:
+        user.require_current_password(ctx.passwords.policy.age_max, at=ctx.now())
+    except Refusal as refusal:
+        return refusal
+    return None
 
 
 HANDLERS: Handlers = {ShowSecondFactor: show_second_factor}

@@ -98,6 +98,8 @@ def _why_not(ctx: Context, user: User | None, *, matches: bool) -> Refusal | Non
         return WrongCredentials()
     try:
         user.require_may_sign_in(verified_email_required=ctx.settings.require_verified_email)
+        if not user.two_factor_enabled:
+            user.require_current_password(ctx.passwords.policy.age_max, at=ctx.now())
     except Refusal as refusal:
         return refusal
     return None

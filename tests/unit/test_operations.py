@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from contracts import admin, auth, health, me, profile, two_factor
+from contracts import admin, auth, health, me, passwords, profile, two_factor
 from contracts.api import BY_SUBJECT, OPERATIONS
 from contracts.operations import Caller, DuplicateOperation, Limit, Operation, Permission, join
 from contracts.wire import Empty, Wire
@@ -14,7 +14,7 @@ from handlers.app import HANDLERS
 from handlers.context import Call, Context
 from handlers.dispatcher import TableMismatch, pair
 
-GROUPS: tuple[ModuleType, ...] = (auth, me, profile, two_factor, admin, health)
+GROUPS: tuple[ModuleType, ...] = (auth, passwords, me, profile, two_factor, admin, health)
 
 
 class Ask(Wire):

@@ -102,6 +102,8 @@ WRONG = {
     "limit_bus_client": "",
     "access_algorithm": "none",
     "jwks_max_age_seconds": "0",
+    "password_age_seconds": "-1",
+    "password_history": "25",
     "limit_code": "five",
     "limit_upload": "10/0",
     "hide_registered_emails": "perhaps",
@@ -136,7 +138,7 @@ WRONG = {
 def test_every_setting_that_is_wrong_is_named_at_once_with_what_would_be_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert WRONG.keys() == Settings.model_fields.keys() - {"keys_file"}
+    assert WRONG.keys() == Settings.model_fields.keys() - {"keys_file", "breached_passwords_file"}
     lines = _faults(monkeypatch, **{variable_of(name): value for name, value in WRONG.items()})
     assert {line.partition(": ")[0] for line in lines} == {variable_of(name) for name in WRONG}
     assert all("must" in line or "should" in line for line in lines), lines

@@ -1,0 +1,90 @@
+"""Which passwords are taken: the policy in force, with the lists of what attackers try first."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+from zxcvbn_rs_py import zxcvbn
+
+from adapters.breached_passwords import BreachedPasswords
+from adapters.settings import Settings
+from domain.password import COMPOSITION, NIST, PasswordPolicy, broken_rules, normalised
+from domain.refusals import Fault, WeakPassword
+
+_LOOKED_AT = 128
+"""Characters that the estimate reads: its time grows faster than the password."""
+_GUESSES_LOG10_MAX = 6
+_WORD_GUESSES_LOG10_MAX = 4
+_TRIMMINGS_MAX = 6
+_WORD_IN_TRIMMINGS = re.compile(r"([\W\d_]*)([^\W\d_](?:.*[^\W\d_])?)([\W\d_]*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """How good a password is: 0 to 4, and what would make it better."""
+
+    score: int
+    suggestions: list[str]
+
+
+class PasswordRules:
+    """The rules for new passwords, one place for all ways in which one is set."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises `BadList` when the operator's list cannot be searched."""
+        self.policy = _policy(settings)
+        self._breached = _opened(settings.breached_passwords_file)
+
+    def broken(self, password: str, own_words: Sequence[str]) -> list[Fault]:
+        """Every rule that a password breaks; some milliseconds of one core."""
+        return broken_rules(
+            password, self.policy, own_words=own_words, is_common=is_common, is_breached=self._is_breached
+        )
+
+    def require(self, password: str, own_words: Sequence[str]) -> None:
+        """Raise `WeakPassword` with every rule that it breaks."""
+        faults = self.broken(password, own_words)
+        if faults:
+            raise WeakPassword(faults)
+
+    def _is_breached(self, password: str) -> bool:
+        return self._breached is not None and password in self._breached
+
+
+def _policy(settings: Settings) -> PasswordPolicy:
+    if settings.password_policy == "nist":  # noqa: S105 - a name
+        return NIST
+    age_s = settings.password_age_seconds
+    age_max = timedelta(seconds=age_s) if age_s else None
+    return replace(COMPOSITION, history=settings.password_history, age_max=age_max)
+
+
+def _opened(path: Path | None) -> BreachedPasswords | None:
+    return None if path is None else BreachedPasswords(path)
+
+
+def is_common(password: str) -> bool:
+    """Would an attacker with word lists and their usual twists be there within a million guesses (zxcvbn), or is it one
+    word of such a list with a few digits and signs around it?"""
+    if zxcvbn(password[:_LOOKED_AT]).guesses_log10 <= _GUESSES_LOG10_MAX:
+        return True
+    found = _WORD_IN_TRIMMINGS.fullmatch(password)
+    if found is None or len(found[1]) + len(found[3]) > _TRIMMINGS_MAX:
+        return False
+    return bool(zxcvbn(found[2][:_LOOKED_AT]).guesses_log10 <= _WORD_GUESSES_LOG10_MAX)
+
+
+def strength_of(password: str, own_words: Sequence[str]) -> Strength:
+    """What the estimate says, for people to read; the user's own words count as known to the attacker."""
+    found = zxcvbn(normalised(password)[:_LOOKED_AT], list(own_words))
+    feedback = found.feedback
+    said = [] if feedback is None else [_sentence(repr(suggestion)) for suggestion in feedback.suggestions]
+    return Strength(int(found.score), said)
+
+
+def _sentence(name: str) -> str:
+    """`Suggestion.AddAnotherWordOrTwo` as a sentence."""
+    words = re.sub(r"(?<!^)(?=[A-Z])", " ", name.rpartition(".")[2]).capitalize()
+    return re.sub(r"\b(doesn|don)t\b", r"\1't", words) + "."
