@@ -44,6 +44,14 @@ async def done_among(connection: Connection, group: str, event_ids: Sequence[UUI
     return {row["event_id"] for row in rows}
 
 
+async def groups_done(connection: Connection, groups: Sequence[str], event_id: UUID) -> set[str]:
+    """Which of these groups, or parts of a group, have dealt with an event?"""
+    rows = await connection.fetch(
+        "SELECT group_name FROM inbox WHERE group_name = ANY($1) AND event_id = $2", groups, event_id
+    )
+    return {row["group_name"] for row in rows}
+
+
 async def mark_done(connection: Connection, group: str, outcomes: Mapping[UUID, str]) -> None:
     """Record what has become of events; what was recorded before stays as it is."""
     await connection.execute(

@@ -17,7 +17,20 @@ _FALLBACK = "en"
 _FACTS: Mapping[str, tuple[str, ...]] = {
     "new_device": ("device", "ip", "time"),
     "token_reuse": ("device", "ip", "time"),
+    "second_factor_guessing": ("ip", "time"),
+    "password_changed": ("ip", "time"),
+    "email_change_warning": ("ip", "time"),
+    "email_changed": ("time",),
+    "email_changed_old": ("time",),
+    "two_factor_on": ("ip", "time"),
+    "two_factor_off": ("ip", "time"),
+    "two_factor_reset": ("time",),
+    "two_factor_reset_admins": ("account", "actor", "time"),
+    "backup_code_used": ("remaining", "ip", "time"),
+    "role_changed": ("from_role", "to_role", "time"),
+    "role_changed_admins": ("account", "from_role", "to_role", "actor", "time"),
 }
+_LINKS = frozenset({"link", "second_link"})
 # Line breaks would forge a paragraph or a header, bidirectional controls would reorder the text around a value.
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
@@ -51,6 +64,7 @@ class _Letter(BaseModel):
     advice: tuple[str, ...] = ()
     button: str = ""
     closing: tuple[str, ...] = ()
+    second: str = ""
 
 
 class _Catalogue(BaseModel):
@@ -85,6 +99,7 @@ def render(template: str, language: str, values: Mapping[str, str | datetime]) -
         "closing": _fill_all(letter.closing, shown),
         "footer": _fill(catalogue.footer, shown),
         **_way_on(letter, catalogue, shown),
+        **_second_way(letter, shown),
     }
     return RenderedMail(
         subject=str(page["subject"]),
@@ -107,11 +122,17 @@ def _way_on(letter: _Letter, catalogue: _Catalogue, shown: Mapping[str, str]) ->
     }
 
 
+def _second_way(letter: _Letter, shown: Mapping[str, str]) -> dict[str, str]:
+    """A second link under the text; its sentence says what it does, and until when."""
+    second = _fill(letter.second, shown)
+    return {"second": second, "second_link": _fill("{{ second_link }}", shown)} if second else {"second": ""}
+
+
 def _shown(name: str, value: str | datetime, catalogue: _Catalogue) -> str:
     """A value as one line of plain text."""
     if isinstance(value, datetime):
         return _moment(value, catalogue)
-    if name == "link" and not value.startswith(("https://", "http://")):
+    if name in _LINKS and not value.startswith(("https://", "http://")):
         raise ValueError("a mail's link must be an http address")
     return _UNPRINTABLE.sub(" ", value).strip()
 

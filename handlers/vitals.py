@@ -141,6 +141,7 @@ async def http_server(routes: list[BaseRoute], *, host: str, port: int) -> Async
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # whoever is told the port may connect at once
     except OSError as error:
         listener.close()
         raise PortTaken(f"HTTP port {port} on {host} is taken: set HTTP_PORT to another ({error.strerror})") from error

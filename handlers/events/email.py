@@ -1,41 +1,50 @@
 """The group `email`: events become mail. A link's token is random, made just before sending, kept as a hash."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 from uuid import UUID
 
-import structlog
-
 from adapters.event_log import StoredEvent
-from adapters.links import add_link_token, link_by_id
+from adapters.inbox import groups_done, mark_done
+from adapters.links import Link, add_link_token, link_by_id
 from adapters.mail_templates import render
 from adapters.postgres import Database
+from adapters.recipients import Recipient, active_admins, recipient_of
 from adapters.settings import Settings
-from adapters.smtp import Mailer, MailRefused, OutgoingMail, message_id
+from adapters.smtp import Mailer, MailRefused, MailUnavailable, OutgoingMail, message_id
 from adapters.tokens import hash_of, new_secret
-from handlers.delivery import EventHandler, Permanent
-
-log = structlog.get_logger()
+from domain.refusals import Overloaded, Stale, Unavailable
+from handlers.delivery import HOLD_S, Permanent
+from handlers.events.mails import MAILS, LinkOf, Mail, To, Values
 
 AT_ONCE_MAX = 4
 OLDEST = timedelta(days=7)
 """Mail about something older is no help to anybody, unless an operator replays it."""
+_UNAVAILABLE_MAX = 3
+"""So many mails of one event that the server did not take, and the rest waits for the next attempt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recipient:
-    """Where mail to a user goes now: the stored address, never one that somebody typed or an event carries."""
+class Addressed:
+    """One mail of an event to one mailbox; `name` tells it from the event's others, each time it is sent."""
 
-    address: str
-    first_name: str
-    language: str | None
+    mail: Mail
+    recipient: Recipient
+    name: str
+    more: Values
+
+    @property
+    def part(self) -> str:
+        """As which part of the group's work the inbox knows it."""
+        return f"email:{self.name}"
 
 
 class Email:
-    """Sends what the templates say. The same event sends the same `Message-ID`: a second delivery is recognisable."""
+    """Sends what the table says. The same event sends the same `Message-ID`s: a second delivery is recognisable."""
 
     def __init__(self, database: Database, mailer: Mailer, settings: Settings, now: Callable[[], datetime]) -> None:
         self._database = database
@@ -43,103 +52,154 @@ class Email:
         self._settings = settings
         self._now = now
         self._places = asyncio.Semaphore(AT_ONCE_MAX)
-        self._mails: dict[str, EventHandler] = {
-            "EmailVerificationRequested": self._verification,
-            "EmailVerified": self._welcome,
-            "UserLogin": self._new_device,
-            "RefreshTokenReused": self._token_reuse,
-        }
 
     async def handle(self, stored: StoredEvent) -> str:
-        """Send the event's mail, if it has one and is not too old."""
+        """Send the event's mails, if it has any and is not too old."""
         if self._now() - stored.event.timestamp > OLDEST:
             return "too_old"
         return await self.handle_replayed(stored)
 
     async def handle_replayed(self, stored: StoredEvent) -> str:
-        """Send the event's mail, if it has one, however old it is: an operator wants it sent."""
-        send = self._mails.get(stored.event.type)
-        if send is None or not _has_mail(stored):
+        """Send the event's mails, if it has any, however old it is: an operator wants them sent."""
+        mails = [mail for mail in MAILS.get(stored.event.type, ()) if mail.when(stored.event.data, self._settings)]
+        if not mails:
             return "no_mail"
         async with self._places:
-            return await send(stored)
+            addressed = await self._address(stored, mails)
+            match addressed:
+                case []:
+                    return "user_gone"
+                case [single]:
+                    return await self._send(stored, single)
+                case _:
+                    return await self._send_each(stored, addressed)
 
-    async def _verification(self, stored: StoredEvent) -> str:
-        link_id = UUID(str(stored.event.data["tokenId"]))
-        async with self._database.connection() as connection:
-            link = await link_by_id(connection, link_id)
-            if link is None or not link.is_open(self._now()):
-                return "superseded"
-            token = new_secret()
-            await add_link_token(connection, link.id, hash_of(token))
-        values: dict[str, str | datetime] = {"link": self._link("/verify-email", token), "expires_at": link.expires_at}
-        return await self._send(stored, "verification", values, address=link.address)
-
-    async def _welcome(self, stored: StoredEvent) -> str:
-        return await self._send(stored, "welcome", {})
-
-    async def _new_device(self, stored: StoredEvent) -> str:
-        return await self._send(stored, "new_device", _circumstances(stored))
-
-    async def _token_reuse(self, stored: StoredEvent) -> str:
-        return await self._send(stored, "token_reuse", _circumstances(stored))
-
-    async def _send(
-        self, stored: StoredEvent, template: str, values: Mapping[str, str | datetime], *, address: str | None = None
-    ) -> str:
+    async def _address(self, stored: StoredEvent, mails: Sequence[Mail]) -> list[Addressed]:
+        """Whom each mail goes to; nobody where the user is erased, or deleted and the mail not about that."""
         event = stored.event
-        recipient = await self._recipient(event.aggregate_id)
-        if recipient is None:
-            return "user_gone"
-        to = address or recipient.address
-        greeting = {"service": self._settings.service_name, "first_name": recipient.first_name}
-        mail = render(template, recipient.language or event.metadata.locale, greeting | dict(values))
+        async with self._database.connection() as connection:
+            user = await recipient_of(connection, event.aggregate_id)
+            if user is None:
+                return []
+            mails = [mail for mail in mails if mail.also_deleted or not user.is_deleted]
+            admins: Sequence[Recipient] = ()
+            actor = None
+            if any(mail.to is To.ADMINS for mail in mails):
+                admins = await active_admins(connection, but=user.user_id)
+                actor = event.metadata.actor_id and await recipient_of(connection, event.metadata.actor_id)
+        about = {"account": user.address, "actor": actor.address if actor else "–"}
+        found: list[Addressed] = []
+        for mail in mails:
+            if mail.to is To.ADMINS:
+                found += [Addressed(mail, admin, f"{mail.template}.{admin.user_id}", about) for admin in admins]
+            else:
+                found.append(Addressed(mail, user, mail.template, {}))
+        return found
+
+    async def _send_each(self, stored: StoredEvent, addressed: Sequence[Addressed]) -> str:
+        """Send those that are not out yet; one that fails keeps none of the others back, and is told at the end."""
+        event_id = stored.event.id
+        async with self._database.connection() as connection:
+            done = await groups_done(connection, [one.part for one in addressed], event_id)
+        outcomes = ["sent" for one in addressed if one.part in done]
+        unavailable: list[MailUnavailable] = []
+        refused: list[Permanent] = []
+        for one in addressed:
+            if one.part in done:
+                continue
+            try:
+                outcome = await self._send(stored, one)
+            except Permanent as error:
+                refused.append(error)
+            except MailUnavailable as error:
+                unavailable.append(error)
+                if len(unavailable) == _UNAVAILABLE_MAX:
+                    break
+            else:
+                await self._mark_done(one.part, event_id, outcome)
+                outcomes.append(outcome)
+        for failure in (*unavailable, *refused):
+            raise failure
+        return "sent" if "sent" in outcomes else outcomes[0]
+
+    async def _mark_done(self, part: str, event_id: UUID, outcome: str) -> None:
+        """Until it stands: this mail is out, and must not go out again because a later one of its event fails."""
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    return await mark_done(connection, part, {event_id: outcome})
+            except (Unavailable, Overloaded, Stale):
+                await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))
+
+    async def _send(self, stored: StoredEvent, addressed: Addressed) -> str:
+        """The one place where mail leaves: once for each mail, with tokens made for it now."""
+        event, mail, recipient = stored.event, addressed.mail, addressed.recipient
+        first, second = await self._open_link(stored, mail.link), await self._open_link(stored, mail.second)
+        if mail.link is not None and first is None and not mail.without_link:
+            return "superseded"
+        to = _mailbox(stored, addressed, first)
+        if to is None:
+            return "superseded"
+        ways = {**await self._way("", mail.link, first), **await self._way("second_", mail.second, second)}
+        values = {**self._facts(stored, addressed), **ways}
+        rendered = render(mail.template, recipient.language or event.metadata.locale, values)
         try:
             await self._mailer.send(
                 OutgoingMail(
                     to=to,
-                    subject=mail.subject,
-                    text=mail.text,
-                    html=mail.html,
-                    message_id=message_id(event.id, template, self._mailer.domain),
-                    language=mail.language,
+                    subject=rendered.subject,
+                    text=rendered.text,
+                    html=rendered.html,
+                    message_id=message_id(event.id, addressed.name, self._mailer.domain),
+                    language=rendered.language,
                 )
             )
         except MailRefused as error:
             raise Permanent("mail_refused", str(error)) from error
         return "sent"
 
-    async def _recipient(self, user_id: UUID) -> Recipient | None:
+    def _facts(self, stored: StoredEvent, addressed: Addressed) -> Values:
+        """What any mail may say, and what this one does beside its links."""
+        at, first_name = stored.event.timestamp, addressed.recipient.first_name
+        facts: dict[str, str | datetime] = {
+            "service": self._settings.service_name,
+            "time": at,
+            "erased_at": at + timedelta(seconds=self._settings.erase_after_seconds),
+        }
+        if first_name is not None:
+            facts["first_name"] = first_name
+        return {**facts, **addressed.more, **addressed.mail.facts(stored)}
+
+    async def _open_link(self, stored: StoredEvent, wanted: LinkOf | None) -> Link | None:
+        """The link that an event names, as long as it would still do something."""
+        named = None if wanted is None else stored.event.data.get(wanted.field)
+        if named is None:
+            return None
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                "SELECT u.email, u.first_name, p.language FROM users u JOIN user_profiles p ON p.user_id = u.id "
-                "WHERE u.id = $1 AND u.status <> 'deleted'",
-                user_id,
-            )
-        return None if row is None else Recipient(row["email"], row["first_name"], row["language"])
+            link = await link_by_id(connection, UUID(str(named)))
+        return link if link is not None and link.is_open(self._now()) else None
 
-    def _link(self, path: str, token: str) -> str:
-        """Our own address alone: a caller's host never stands in a mail."""
-        return f"{self._settings.public_url.rstrip('/')}{path}?{urlencode({'token': token})}"
-
-
-def _has_mail(stored: StoredEvent) -> bool:
-    data = stored.event.data
-    match stored.event.type:
-        case "EmailVerified":
-            return data["reason"] == "registration"
-        case "UserLogin":
-            return bool(data["newDevice"])
-        case _:
-            return True
+    async def _way(self, prefix: str, wanted: LinkOf | None, link: Link | None) -> Values:
+        """A new token of a link, at our own address alone: a caller's host never stands in a mail."""
+        if wanted is None or link is None:
+            return {}
+        token = new_secret()
+        async with self._database.connection() as connection:
+            await add_link_token(connection, link.id, hash_of(token))
+        page = f"{self._settings.public_url.rstrip('/')}{wanted.page}"
+        return {f"{prefix}link": f"{page}?{urlencode({'token': token})}", f"{prefix}expires_at": link.expires_at}
 
 
-def _circumstances(stored: StoredEvent) -> dict[str, str | datetime]:
-    """When and from where, by parsed family names: what a client says of itself is not printed."""
-    info = stored.event.data.get("deviceInfo")
-    names = [str(info[name]) for name in ("browser", "os") if name in info] if isinstance(info, dict) else []
-    return {
-        "device": " · ".join(names) or "–",
-        "ip": str(stored.event.data.get("ip") or "–"),
-        "time": stored.event.timestamp,
-    }
+def _mailbox(stored: StoredEvent, addressed: Addressed, link: Link | None) -> str | None:
+    """The stored address that a mail goes to; None where there is none any more."""
+    match addressed.mail.to:
+        case To.LINK:
+            return None if link is None else link.address
+        case To.NEW:
+            address = addressed.recipient.address
+            return address if address == stored.event.data["email"] else None
+        case To.PREVIOUS:
+            previous = stored.event.data["previousEmail"]
+            return None if previous is None else str(previous)
+        case To.USER | To.ADMINS:
+            return addressed.recipient.address

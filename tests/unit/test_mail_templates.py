@@ -1,6 +1,7 @@
 """Mails say the same in four languages, and nothing that is put into them becomes markup or a header."""
 
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -20,6 +21,7 @@ from adapters.build_mail import COMPILED, SOURCE, compile_layout
 from adapters.mail_templates import LANGUAGES, RenderedMail, render
 from adapters.mailboxes import mailbox
 from adapters.smtp import MailRefused, OutgoingMail, build_message, message_id
+from handlers.events.mails import MAILS
 
 AT = datetime(2026, 11, 1, 20, 47, tzinfo=UTC)
 LINK = "https://id.example.org/verify-email?token=abc"
@@ -30,12 +32,42 @@ SIGN_IN: Mapping[str, str | datetime] = {
     "ip": "203.0.113.7",
     "time": AT,
 }
+SERVICE: Mapping[str, str | datetime] = {"service": "Project5"}
+LINKED: Mapping[str, str | datetime] = {**SERVICE, "link": LINK, "expires_at": AT}
+SEEN: Mapping[str, str | datetime] = {**SERVICE, "ip": "203.0.113.7", "time": AT}
+ABOUT: Mapping[str, str | datetime] = {
+    "service": "Project5",
+    "account": "zoe@example.org",
+    "actor": "admin@example.org",
+    "time": AT,
+}
+ROLES: Mapping[str, str | datetime] = {"from_role": "user", "to_role": "moderator"}
 VALUES: Mapping[str, Mapping[str, str | datetime]] = {
-    "verification": {"service": "Project5", "link": LINK, "expires_at": AT},
-    "welcome": {"service": "Project5", "first_name": "Zoë"},
+    "verification": LINKED,
+    "welcome": {**SERVICE, "first_name": "Zoë"},
     "new_device": SIGN_IN,
     "token_reuse": SIGN_IN,
+    "registration_repeated": SERVICE,
+    "invitation": LINKED,
+    "account_locked": {**LINKED, "until": AT},
+    "second_factor_guessing": SEEN,
+    "password_reset": LINKED,
+    "password_changed": SEEN,
+    "email_change_confirm": LINKED,
+    "email_change_warning": {**LINKED, **SEEN},
+    "email_changed": {**SERVICE, "time": AT},
+    "email_changed_old": {**SERVICE, "time": AT},
+    "email_change_cancelled": SERVICE,
+    "two_factor_on": SEEN,
+    "two_factor_off": SEEN,
+    "two_factor_reset": {**SERVICE, "time": AT},
+    "two_factor_reset_admins": ABOUT,
+    "backup_code_used": {**SEEN, "remaining": "7"},
+    "deleted": {**SERVICE, "erased_at": AT},
+    "role_changed": {**SERVICE, **ROLES, "time": AT},
+    "role_changed_admins": {**ABOUT, **ROLES},
 }
+LABELS = {"device", "ip", "time", "account", "actor", "from_role", "to_role", "remaining"}
 ALL_MAILS = [(template, language) for template in VALUES for language in LANGUAGES]
 
 SPECIAL = "<>\"'&;{}%#\\\r\n\t\u2028\u202e\ud800=:,@ "
@@ -79,12 +111,54 @@ def test_every_mail_is_whole_in_every_language(template: str, language: str) -> 
             assert value in mail.html
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_language_has_the_letters_that_events_send(language: str) -> None:
+    catalogue = tomllib.loads((SOURCE.parent / f"{language}.toml").read_text(encoding="utf-8"))
+
+    assert catalogue["letters"].keys() == VALUES.keys() == {mail.template for of in MAILS.values() for mail in of}
+    assert catalogue["labels"].keys() == LABELS
+
+
+@pytest.mark.parametrize(("template", "language"), ALL_MAILS)
+@pytest.mark.parametrize("left_out", ["service", "link", "until", "erased_at", "time", "from_role", "remaining"])
+def test_a_mail_that_lacks_a_value_is_not_written(template: str, language: str, left_out: str) -> None:
+    values = VALUES[template]
+    if left_out not in values:
+        return
+    with pytest.raises(UndefinedError):
+        render(template, language, {name: value for name, value in values.items() if name != left_out})
+
+
+@pytest.mark.parametrize(("template", "language"), ALL_MAILS)
+def test_nothing_that_is_put_in_becomes_markup(template: str, language: str) -> None:
+    odd = {name: value if name == "link" else f"{value}<b>" for name, value in VALUES[template].items()}
+
+    assert "<b>" not in render(template, language, odd).html
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_second_link_stands_behind_the_first_and_says_until_when(language: str) -> None:
+    other, end = "https://id.example.org/not-me?token=xyz", AT + timedelta(days=7)
+    mail = render("verification", language, {**LINKED, "second_link": other, "second_expires_at": end})
+    plain = render("verification", language, LINKED)
+
+    assert mail.text.index(LINK) < mail.text.index(other)
+    assert other in mail.text.splitlines()
+    assert mail.html.count(f'href="{other}"') == 1
+    assert re.search(r"\b8\b", mail.text)  # the eighth of November
+    assert not re.search(r"\b8\b", plain.text)
+    with pytest.raises(UndefinedError):
+        render("verification", language, {**LINKED, "second_link": other})
+    with pytest.raises(ValueError, match="http"):
+        render("verification", language, {**LINKED, "second_link": "javascript:x", "second_expires_at": end})
+
+
 @pytest.mark.parametrize(("template", "language"), ALL_MAILS)
 def test_a_mail_loads_nothing_from_elsewhere(template: str, language: str) -> None:
     html = render(template, language, VALUES[template]).html
 
     assert not re.search(r"<(img|link|script|iframe)|@import|url\(", html)
-    assert set(re.findall(r'href="([^"]*)"', html)) == ({LINK} if template == "verification" else set())
+    assert set(re.findall(r'href="([^"]*)"', html)) == ({LINK} if "link" in VALUES[template] else set())
 
 
 @pytest.mark.parametrize("template", ["new_device", "token_reuse"])
