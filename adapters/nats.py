@@ -27,6 +27,7 @@ from nats.js.errors import NotFoundError
 
 from adapters.server_urls import nats_servers
 from adapters.settings import Settings
+from contracts.avatar import AVATARS_BUCKET, UPLOADS_BUCKET
 from domain.refusals import Unavailable
 
 log = structlog.get_logger()
@@ -40,6 +41,8 @@ INBOX_PREFIX = "_INBOX.worker"
 CONNECT_S = 5
 LEAVE_S = 1.0
 _DAYS_90 = 90 * 86_400
+UPLOAD_S = 3600
+"""How long an upload lies in its bucket at most."""
 _RESERVED_BYTES = 8 * 1024
 ACK_WAIT_S = 15
 """How long the deliveries of a worker that died lie still; one that lives says so three times in it."""
@@ -234,7 +237,10 @@ def invalidation(user_id: UUID, version: int) -> bytes:
 
 
 def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
-    """The three streams. `discard=new` stops the relay in sight of the alerts instead of dropping what nobody read."""
+    """The three streams and the two buckets.
+
+    `discard=new` stops the relay in sight of the alerts instead of dropping what nobody read.
+    """
     base = StreamConfig(
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
@@ -246,7 +252,19 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
         replace(base, name=EVENTS_STREAM, subjects=["users.events.>"], max_bytes=settings.stream_bytes_max),
         replace(base, name=LETTERS_STREAM, subjects=["users.dead-letters.>"]),
         replace(base, name=REPLAYS_STREAM, subjects=["users.replay.>"], retention=RetentionPolicy.WORK_QUEUE),
+        _bucket(base, AVATARS_BUCKET, max_age=0, max_bytes=settings.avatar_bytes_max, no_ack=False),
+        # JetStream's acknowledgement goes to whatever subject its message names, past every rule of the bus: with one
+        # in `users.events.>` a gateway would have it write there (tried). So the service acknowledges in its place.
+        _bucket(base, UPLOADS_BUCKET, max_age=UPLOAD_S, max_bytes=settings.upload_bytes_max, no_ack=True),
     )
+
+
+def _bucket(base: StreamConfig, name: str, *, max_age: float, max_bytes: int, no_ack: bool) -> StreamConfig:
+    """The stream behind a bucket, as every client of the object store expects it."""
+    return replace(
+        base, name=f"OBJ_{name}", subjects=[f"$O.{name}.C.>", f"$O.{name}.M.>"], max_age=max_age, max_bytes=max_bytes,
+        no_ack=no_ack, allow_rollup_hdrs=True, allow_direct=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +363,10 @@ async def differences(js: JetStreamContext, settings: Settings, groups: Sequence
 
 
 def _stream_differences(wanted: StreamConfig, found: StreamConfig) -> list[Difference]:
-    names = ("subjects", "retention", "discard", "max_age", "max_bytes", "duplicate_window", "storage")
+    names = (
+        "subjects", "retention", "discard", "max_age", "max_bytes", "duplicate_window", "storage", "no_ack",
+        "allow_rollup_hdrs", "allow_direct",
+    )  # fmt: skip
     return _compare(f"stream {wanted.name}", wanted, found, names)
 
 

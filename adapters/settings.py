@@ -207,6 +207,12 @@ class Settings(BaseSettings):
     stream_bytes_max: int = Field(
         default=10 * 1024**3, ge=1024**2, le=1024**5, description="bytes of USER_EVENTS at most"
     )
+    avatar_bytes_max: int = Field(
+        default=2 * 1024**3, ge=1024**2, le=1024**5, description="bytes of all avatars at most; one takes some 10 KiB"
+    )
+    upload_bytes_max: int = Field(
+        default=256 * 1024**2, ge=8 * 1024**2, le=1024**4, description="bytes of uploaded pictures at most, in an hour"
+    )
     session_cap: int = Field(default=10, ge=1, le=1000, description="sessions of a user; the oldest ends")
     idle_seconds: int = Field(
         default=14 * 86_400, ge=60, le=366 * 86_400, description="a session unused for so long is over"

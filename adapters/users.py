@@ -1,12 +1,13 @@
 """The rows of users and their profiles: locked for writing, shown for reading."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from uuid import UUID
 
 import asyncpg
 
 from adapters.addresses import email_key
+from adapters.avatars import avatar_json, avatar_of
 from adapters.event_log import APPEND, EventLog
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
@@ -24,7 +25,8 @@ _USER = """u.id, u.email, u.password_hash, u.first_name, u.last_name, u.role, u.
     u.last_password_change, u.password_reset_required, u.deleted_at, u.revision, u.version, u.created_at,
     u.updated_at"""
 _PROFILE = """p.display_name, p.bio, p.website_url, p.location, p.timezone, p.language, p.theme, p.notifications_email,
-    p.notifications_push, p.notifications_sms, p.social_links, p.updated_at AS profile_updated_at"""
+    p.notifications_push, p.notifications_sms, p.social_links, p.avatar,
+    p.updated_at AS profile_updated_at"""
 _FROM = "FROM users u JOIN user_profiles p ON p.user_id = u.id"
 # Both rows are locked: a row that only joins would be read as it was before the wait.
 _LOCK = f"""
@@ -67,7 +69,7 @@ WITH changed AS (
 _SAVE_PROFILE = """
 UPDATE user_profiles SET display_name = $2, bio = $3, website_url = $4, location = $5, timezone = $6, language = $7,
     theme = $8, notifications_email = $9, notifications_push = $10, notifications_sms = $11, social_links = $12,
-    updated_at = $13
+    updated_at = $13, avatar = $14
 WHERE user_id = $1"""
 
 
@@ -155,6 +157,7 @@ class Users:
             _SAVE_PROFILE, user.id, profile.display_name, profile.bio, profile.website, profile.location,
             profile.timezone, profile.language, profile.theme, profile.notifications["email"],
             profile.notifications["push"], profile.notifications["sms"], profile.social_links, user.updated_at,
+            avatar_json(profile.avatar),
         )  # fmt: skip
 
     def _events(self, user: User, wrapped_key: str) -> tuple[object, ...]:
@@ -208,6 +211,7 @@ def _profile(row: Row) -> Profile:
         theme=row["theme"],
         notifications={name: row[f"notifications_{name}"] for name in ("email", "push", "sms")},
         social_links=list(row["social_links"]),
+        avatar=avatar_of(row["avatar"]),
     )
 
 
@@ -315,6 +319,7 @@ def profile_view(user: User, updated_at: datetime) -> ProfileView:
             "website": profile.website,
             "location": profile.location,
             "social_links": profile.social_links,
+            "avatar": profile.avatar and asdict(profile.avatar),
             "timezone": profile.timezone,
             "language": profile.language or "en",
             "theme": profile.theme,

@@ -1,6 +1,6 @@
 """The whole API as one table."""
 
-from contracts import admin, auth, health, me, passwords, profile, two_factor
+from contracts import admin, auth, avatar, health, me, passwords, profile, two_factor
 from contracts.operations import join
 
 OPERATIONS = join(
@@ -8,6 +8,7 @@ OPERATIONS = join(
     passwords.OPERATIONS,
     me.OPERATIONS,
     profile.OPERATIONS,
+    avatar.OPERATIONS,
     two_factor.OPERATIONS,
     admin.OPERATIONS,
     health.OPERATIONS,

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import Field, JsonValue, field_validator
 from pydantic.alias_generators import to_camel
 
+from contracts.users import Avatar
 from contracts.wire import Timestamp, Wire
 
 SUBJECT_PREFIX = "users.events.v1"
@@ -156,7 +157,7 @@ class EmailChangeCancelled(EventData):
 
 
 class AvatarUpdated(EventData):
-    avatar: Annotated[dict[str, JsonValue] | None, PERSONAL]
+    avatar: Annotated[Avatar | None, PERSONAL]
 
 
 class TwoFactorEnabled(EventData):

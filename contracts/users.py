@@ -39,6 +39,16 @@ class Notifications(Wire):
     sms: bool = False
 
 
+class Avatar(Wire):
+    """The picture a user shows; `sizes` maps pixels to the object's name in bucket `user-avatars`."""
+
+    id: UUID
+    content_type: str
+    width: int
+    height: int
+    sizes: dict[str, str]
+
+
 class PublicProfile(Wire):
     """The part of a profile that every signed-in caller may see."""
 
@@ -47,7 +57,7 @@ class PublicProfile(Wire):
     bio: str | None = None
     website: str | None = None
     location: str | None = None
-    avatar: None = None
+    avatar: Avatar | None = None
     social_links: list[str] = Field(default_factory=list)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from domain.avatar import Avatar
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainEvent:
@@ -163,7 +165,7 @@ class EmailChangeCancelled(DomainEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AvatarUpdated(DomainEvent):
-    avatar: dict[str, object] | None
+    avatar: Avatar | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ from datetime import datetime, timedelta
 from typing import Literal, NewType
 from uuid import UUID
 
+from domain.avatar import Avatar
 from domain.events import (
+    AvatarUpdated,
     BackupCodesRegenerated,
     BackupCodeUsed,
     DomainEvent,
@@ -55,6 +57,7 @@ class Profile:
     theme: str = "light"
     notifications: dict[str, bool] = field(default_factory=lambda: {"email": True, "push": True, "sms": False})
     social_links: list[str] = field(default_factory=list)
+    avatar: Avatar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +293,15 @@ class User:
         if status != self.status:
             self._record(UserStatusChanged(user_id=self.id, from_=self.status, to=status, reason=reason), at)
             self.status = status
+
+    def change_avatar(self, avatar: Avatar | None, *, at: datetime) -> Avatar | None:
+        """Show another picture, or none; returns the one that is shown no longer. No revision: a form of the other
+        fields that is open meanwhile is not out of date."""
+        before = self.profile.avatar
+        if avatar != before:
+            self.profile.avatar = avatar
+            self._record(AvatarUpdated(user_id=self.id, avatar=avatar), at)
+        return before
 
     def change_role(self, role: Role, *, reason: str, at: datetime) -> None:
         if role != self.role:

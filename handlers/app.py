@@ -15,6 +15,8 @@ import structlog
 from nats.aio.client import Client
 from starlette.routing import BaseRoute
 
+from adapters.avatar_store import AvatarStore
+from adapters.avatar_uploads import AvatarUploads
 from adapters.cache import AccountCache, LocalCache, SharedCache
 from adapters.hashing import Hasher
 from adapters.idempotency import IdempotencyKeys
@@ -25,6 +27,7 @@ from adapters.migrations import require_current
 from adapters.nats import EVENT_GROUPS, AnsweringClient, close, connect, durables, provision
 from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
+from adapters.pictures import Pictures
 from adapters.postgres import Database
 from adapters.redis import Redis
 from adapters.settings import Settings, unknown_variables
@@ -38,17 +41,19 @@ from domain.session import Standing
 from handlers.context import Context, Handlers, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
-from handlers.dispatcher import Dispatcher, pair
+from handlers.dispatcher import QUEUE, Dispatcher, pair
 from handlers.events.audit import Audit
 from handlers.events.cache import Cache
 from handlers.events.email import Email
 from handlers.freshness import Freshness
 from handlers.groups import Taker, watch
 from handlers.jobs import clear_away, keep_keys_wrapped, keep_secrets_sealed
+from handlers.leftovers import remove_leftovers
 from handlers.once import Once
 from handlers.relay import Relay
 from handlers.requests import (
     admin,
+    avatar,
     health,
     me,
     passwords,
@@ -59,6 +64,7 @@ from handlers.requests import (
     tokens,
     two_factor,
 )
+from handlers.uploads import Acknowledger
 from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
@@ -75,6 +81,7 @@ HANDLERS: Handlers = {
     **passwords.HANDLERS,
     **me.HANDLERS,
     **profile.HANDLERS,
+    **avatar.HANDLERS,
     **two_factor.HANDLERS,
     **admin.HANDLERS,
     **health.HANDLERS,
@@ -223,6 +230,7 @@ async def _start_events(
         loops.start(clear_away(means.database), "jobs")
         loops.start(keep_keys_wrapped(means.database, means.personal), "keys of users")
         loops.start(keep_secrets_sealed(means.database, means.secrets), "second-factor secrets")
+        loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
     if not wanted:
         return _nothing
@@ -298,6 +306,9 @@ async def _start_requests(
         hasher=hasher,
         passwords=PasswordRules(settings),
         mint=TokenMint(keys, settings.access_algorithm),
+        pictures=Pictures(),
+        avatars=AvatarStore(means.bus),
+        avatar_uploads=AvatarUploads(means.bus),
         limits=Limits(means.redis, enabled=settings.rate_limits == "on"),
         accounts=AccountCache(accounts, means.shared_cache, StoredAccounts(means.database)),
         standings=standings,
@@ -307,6 +318,7 @@ async def _start_requests(
         check_health=means.vitals.check,
     )
     dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), Once(ctx, IdempotencyKeys(means.database, keys)))
+    await Acknowledger(client, means.bus, QUEUE).start()
     await dispatcher.start()
     loops.start(_every_second(partial(_sample, ctx)), "samples")
     if settings.rate_limits == "off":

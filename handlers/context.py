@@ -8,12 +8,15 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from adapters.avatar_store import AvatarStore
+from adapters.avatar_uploads import AvatarUploads
 from adapters.cache import AccountCache, LocalCache
 from adapters.event_log import Trail
 from adapters.hashing import Hasher
 from adapters.limits import Limits
 from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
+from adapters.pictures import Pictures
 from adapters.postgres import Database
 from adapters.settings import Settings
 from adapters.telemetry import Metrics
@@ -127,6 +130,9 @@ class Context:
     hasher: Hasher
     passwords: PasswordRules
     mint: TokenMint
+    pictures: Pictures
+    avatars: AvatarStore
+    avatar_uploads: AvatarUploads
     limits: Limits
     accounts: AccountCache
     standings: LocalCache[Standing]

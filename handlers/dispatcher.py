@@ -360,7 +360,8 @@ def _windows(ctx: Context, operation: Operation, call: Call) -> tuple[Window, ..
     limit = Limit.GENERAL if operation.limit is Limit.CODE else operation.limit
     rates, name = ctx.settings, limit.value
     if call.caller is not None:
-        rate, who = rates.limit_general, str(call.caller.user_id)
+        rate = rates.limit_upload if operation.limit is Limit.UPLOAD else rates.limit_general
+        who = str(call.caller.user_id)
     elif call.client_ip is None:
         rate, who = rates.limit_bus_client, call.source
     else:

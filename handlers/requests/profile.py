@@ -3,16 +3,14 @@
 from adapters.users import profile_view
 from contracts.profile import GetProfile, ProfileShown, ProfileUpdated, UpdateProfile
 from contracts.users import PublicProfile
-from domain.refusals import NotFound
 from handlers.callers import lock_caller
 from handlers.context import Call, Context, Handlers
+from handlers.visibility import visible_account
 
 
 async def get_profile(ctx: Context, call: Call, request: GetProfile) -> ProfileShown:
     """The whole profile for its owner, the public part for everybody else."""
-    account = await ctx.accounts.get(request.user_id)
-    if account is None or account.user.status != "active":
-        raise NotFound
+    account = await visible_account(ctx, call, request.user_id)
     if request.user_id == call.signed_in.user_id:
         return ProfileShown(profile=account.profile)
     public = {name: getattr(account.profile, name) for name in PublicProfile.model_fields}

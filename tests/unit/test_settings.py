@@ -130,6 +130,8 @@ WRONG = {
     "duplicate_window_seconds": "0",
     "relay_fence": "maybe",
     "stream_bytes_max": "9" * 30,
+    "avatar_bytes_max": "1",
+    "upload_bytes_max": "large",
     "session_cap": "0",
     "idle_seconds": "9" * 20,
 }
