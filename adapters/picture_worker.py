@@ -64,15 +64,15 @@ def main(content_type: str) -> None:
 
 def restrict() -> None:
     """From here on: bounded memory and processor time, no new file, socket or child."""
-    for kind, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES_MAX),
-        (resource.RLIMIT_CPU, CPU_S_MAX),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, 0),
+    for kind, soft, hard in (
+        (resource.RLIMIT_AS, MEMORY_BYTES_MAX, MEMORY_BYTES_MAX),
+        (resource.RLIMIT_CPU, CPU_S_MAX, CPU_S_MAX + 1),  # the first ends it by SIGXCPU; SIGKILL could be anybody's
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_FSIZE, 0, 0),
+        (resource.RLIMIT_NOFILE, 0, 0),
     ):
         try:
-            resource.setrlimit(kind, (most, most))
+            resource.setrlimit(kind, (soft, hard))
         except (OSError, ValueError):
             continue  # macOS knows RLIMIT_AS by name alone; the bound of pixels and the deadline stand there too
 

@@ -42,7 +42,6 @@ Base64 = Annotated[
     bytes,
     BeforeValidator(_from_base64),
     AfterValidator(_some_but_not_too_many),
-    Field(repr=False),
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 4, "maxLength": DATA_CHARS_MAX}),
 ]
 _UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -54,7 +53,7 @@ class UploadAvatar(Wire):
     """Show a picture: sent along as `data`, or put into bucket `user-avatar-uploads` before as `objectName`."""
 
     content_type: ContentType
-    data: Base64 | None = None
+    data: Annotated[Base64 | None, Field(repr=False)] = None
     object_name: ObjectName | None = None
 
     @model_validator(mode="after")
