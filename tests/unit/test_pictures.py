@@ -63,7 +63,7 @@ async def test_a_picture_of_any_colours_is_read(mode: str) -> None:
     [
         (Image.new("RGBA", (99, 99), (255, 0, 0, 0)), "PNG", {}),
         (Image.new("LA", (99, 99), (255, 0)), "PNG", {}),
-        (Image.new("P", (99, 99), 3), "PNG", {"transparency": 3}),
+        (Image.new("RGBA", (99, 99), (255, 0, 0, 0)).quantize(8), "PNG", {}),
         (Image.new("P", (99, 99), 3), "GIF", {"transparency": 3}),
         (Image.new("RGBA", (99, 99), (255, 0, 0, 0)), "WEBP", {"lossless": True, "exact": True}),
     ],
