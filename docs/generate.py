@@ -136,16 +136,20 @@ def _operation_section(operation: Operation) -> list[str]:
 
 def _shapes() -> set[type[BaseModel]]:
     """The models that replies refer to, and those that these refer to."""
-    found: set[type[BaseModel]] = set()
-    waiting: list[type[BaseModel]] = [operation.reply for operation in OPERATIONS]
     direct = {operation.reply for operation in OPERATIONS if _is_a_shape_itself(operation.reply)}
+    return _parts_of(operation.reply for operation in OPERATIONS) | direct
+
+
+def _parts_of(models: Iterable[type[BaseModel]]) -> set[type[BaseModel]]:
+    found: set[type[BaseModel]] = set()
+    waiting = list(models)
     while waiting:
         for field in waiting.pop().model_fields.values():
             for part in _models_in(field.annotation):
                 if part not in found:
                     found.add(part)
                     waiting.append(part)
-    return found | direct
+    return found
 
 
 def _is_a_shape_itself(model: type[Wire]) -> bool:
@@ -274,6 +278,8 @@ def events_page() -> str:
     ]
     for name, model in EVENTS.items():
         lines += ["", f"## {name}", "", WHEN[name], "", *_fields(model, personal=personal_fields(model))]
+    for shape in sorted(_parts_of(EVENTS.values()), key=lambda model: model.__name__):
+        lines += ["", f"## {shape.__name__}", "", _sentence(shape), "", *_fields(shape)]
     return "\n".join(lines) + "\n"
 
 

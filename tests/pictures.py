@@ -1,6 +1,9 @@
 """Pictures made for a test: good ones, and what strangers send in their place."""
 
+import base64
+import hashlib
 import io
+import json
 import struct
 import zlib
 from typing import Any
@@ -43,3 +46,10 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 def with_png_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
     """A chunk more, right behind the header."""
     return png[:33] + png_chunk(kind, body) + png[33:]
+
+
+def description(name: str, content: bytes, *, nuid: str, size: int | None = None) -> bytes:
+    """What a client of the object store says of what it has put."""
+    digest = "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
+    said = {"name": name, "nuid": nuid, "chunks": 1, "size": len(content) if size is None else size, "digest": digest}
+    return json.dumps(said).encode()

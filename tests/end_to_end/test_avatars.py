@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import hashlib
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +14,7 @@ from nats.aio.client import Client as NatsClient
 from nats.js.errors import ObjectNotFoundError
 
 from tests.gateway import Gateway, Reply, database, stored_events
-from tests.pictures import exif, opened, picture
+from tests.pictures import description, exif, opened, picture
 from tests.program import Dev, eventually
 
 UPLOADS, AVATARS = "user-avatar-uploads", "user-avatars"
@@ -243,13 +242,9 @@ async def put(nc: NatsClient, name: str, content: bytes, *, size: int | None = N
     key = uuid4().hex
     for chunk in chunks:
         await nc.request(f"$O.{UPLOADS}.C.{key}", chunk, timeout=5)
-    description = {
-        "name": name, "bucket": UPLOADS, "nuid": key if nuid is None else nuid, "chunks": len(chunks),
-        "size": len(content) if size is None else size,
-        "digest": "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode(),
-    }  # fmt: skip
+    said = description(name, content, nuid=key if nuid is None else nuid, size=size)
     subject = f"$O.{UPLOADS}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
-    await nc.request(subject, json.dumps(description).encode(), timeout=5, headers={"Nats-Rollup": "sub"})
+    await nc.request(subject, said, timeout=5, headers={"Nats-Rollup": "sub"})
 
 
 async def objects(client: Gateway, user_id: str) -> list[str]:

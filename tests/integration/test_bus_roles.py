@@ -15,6 +15,8 @@ from nats.js.api import ConsumerConfig
 
 from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_bus import inbox_prefix
+from adapters.nats import stream_configs
+from tests.builders import settings_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -92,6 +94,8 @@ async def _serve(worker: Client) -> None:
     await streams.add_stream(name="USER_EVENTS", subjects=["users.events.>"])
     await streams.add_stream(name="USER_DEAD_LETTERS", subjects=["users.dead-letters.>"])
     await streams.add_stream(name="USER_REPLAYS", subjects=["users.replay.>"])
+    for bucket in stream_configs(settings_of("postgresql://127.0.0.1/none"))[-2:]:
+        await streams.add_stream(bucket)
     for number in range(3):
         await streams.publish(f"users.events.v1.UserRegistered.{number}", b"{}")
     await streams.add_consumer("USER_EVENTS", ConsumerConfig(durable_name="email"))
@@ -149,6 +153,18 @@ async def test_admin_requests_are_answered_to(roles: dict[str, Role], role: str)
         *((role, "$JS.API.STREAM.DELETE.USER_EVENTS") for role in OTHERS),
         *((role, "$JS.API.STREAM.MSG.DELETE.USER_EVENTS") for role in OTHERS),
         *((role, "$O.user-avatars.C.1") for role in OTHERS),
+        *((role, "$O.user-avatar-uploads.C.1") for role in ("listener", "operator")),
+        *(
+            (role, f"$JS.API.{asked}")
+            for role in ("gateway", "admin-gateway")
+            for asked in (
+                "STREAM.INFO.OBJ_user-avatar-uploads",
+                "STREAM.MSG.GET.OBJ_user-avatar-uploads",
+                "DIRECT.GET.OBJ_user-avatar-uploads",
+                "CONSUMER.CREATE.OBJ_user-avatar-uploads",
+                "STREAM.PURGE.OBJ_user-avatar-uploads",
+            )
+        ),
         *((role, f"_INBOX.{other}.1") for role in OTHERS for other in ROLES),
         ("worker", "_INBOX.gateway.1"),
         ("worker", "users.v1.me.get"),
@@ -181,7 +197,8 @@ async def test_our_consumers_are_out_of_reach(roles: dict[str, Role], role: str,
 async def test_may_not_listen_in(roles: dict[str, Role], role: str) -> None:
     foreign = [f"_INBOX.{other}.>" for other in ROLES[:-1] if other != role]
     everything = [] if role == "dev" else ["_INBOX.>", "_INBOX.*.>"]
-    for subject in (*foreign, *everything, ">", "users.>", "users.v1.>", "users.events.>", "$SRV.>", "$JS.API.>"):
+    shared = ("users.>", "users.v1.>", "users.events.>", "$SRV.>", "$JS.API.>", "$O.>")
+    for subject in (*foreign, *everything, ">", *shared):
         assert not await roles[role].may_subscribe(subject), subject
     assert not await roles[role].may_subscribe("users.v1.>", "user-service")
 
@@ -240,6 +257,40 @@ async def test_a_gateway_cannot_have_jetstream_write_an_event(roles: dict[str, R
     await roles[role].client.publish(asked, b"", reply="users.events.v1.UserRoleChanged.1")
     assert not await roles[role].may_publish(asked)
     assert (await streams.stream_info("USER_EVENTS")).state.last_seq == before
+
+
+@pytest.mark.parametrize("role", ["gateway", "admin-gateway", "dev"])
+async def test_a_gateway_puts_pictures_aside(roles: dict[str, Role], role: str) -> None:
+    streams = roles["worker"].client.jetstream(timeout=5)
+    for subject in (f"$O.user-avatar-uploads.C.{role}", f"$O.user-avatar-uploads.M.{role}"):
+        assert await roles[role].may_publish(subject)
+        assert (await streams.get_last_msg("OBJ_user-avatar-uploads", subject)).subject == subject
+
+
+@pytest.mark.parametrize("role", ["gateway", "admin-gateway"])
+@pytest.mark.parametrize("target", ["users.events.v1.UserRoleChanged.1", "$O.user-avatars.M.1", "_INBOX.operator.1"])
+async def test_what_a_gateway_puts_is_acknowledged_nowhere_by_jetstream(
+    roles: dict[str, Role], role: str, target: str
+) -> None:
+    """An acknowledgement goes wherever a message says, past the permissions of who sent it."""
+    streams = roles["worker"].client.jetstream(timeout=5)
+    names = ("USER_EVENTS", "OBJ_user-avatars", "OBJ_user-avatar-uploads")
+    before = [(await streams.stream_info(name)).state.last_seq for name in names]
+    listening = await roles["operator"].client.subscribe("_INBOX.operator.1")
+    await roles["operator"].refusals()
+    await roles[role].client.publish("$O.user-avatar-uploads.C.1", b"chunk", reply=target)
+    assert not await roles[role].refusals()
+    await _settled(roles["operator"].client)
+    after = [(await streams.stream_info(name)).state.last_seq for name in names]
+    assert after == [before[0], before[1], before[2] + 1]
+    assert not listening.pending_msgs
+    await listening.unsubscribe()
+
+
+@pytest.mark.parametrize("queue", ["", "another"])
+async def test_a_worker_sees_what_is_put_aside_in_the_services_queue_alone(roles: dict[str, Role], queue: str) -> None:
+    assert not await roles["worker"].may_subscribe("$O.user-avatar-uploads.>", queue)
+    assert await roles["worker"].may_subscribe("$O.user-avatar-uploads.>", "user-service")
 
 
 async def test_a_worker_answers_a_request_once(roles: dict[str, Role]) -> None:
