@@ -204,6 +204,7 @@ def _type(annotation: object) -> str:
 
 _PLAIN: dict[object, str] = {
     str: "text",
+    bytes: "base64 text",
     SecretStr: "text",
     int: "integer",
     float: "number",

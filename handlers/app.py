@@ -38,7 +38,7 @@ from adapters.two_factor import TwoFactorSecrets
 from adapters.users import Account, StoredAccounts
 from contracts.api import OPERATIONS
 from domain.session import Standing
-from handlers.context import Context, Handlers, device_info
+from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
 from handlers.dispatcher import QUEUE, Dispatcher, pair
@@ -51,19 +51,7 @@ from handlers.jobs import clear_away, keep_keys_wrapped, keep_secrets_sealed
 from handlers.leftovers import remove_leftovers
 from handlers.once import Once
 from handlers.relay import Relay
-from handlers.requests import (
-    admin,
-    avatar,
-    health,
-    me,
-    passwords,
-    profile,
-    registration,
-    second_step,
-    sign_in,
-    tokens,
-    two_factor,
-)
+from handlers.table import HANDLERS
 from handlers.uploads import Acknowledger
 from handlers.vitals import Vitals, http_routes, http_server
 
@@ -73,19 +61,6 @@ GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
 DRAIN_S = 7.0
 """How long a stop waits for requests and deliveries in work."""
 _CANCELS_MAX = 5
-HANDLERS: Handlers = {
-    **registration.HANDLERS,
-    **sign_in.HANDLERS,
-    **second_step.HANDLERS,
-    **tokens.HANDLERS,
-    **passwords.HANDLERS,
-    **me.HANDLERS,
-    **profile.HANDLERS,
-    **avatar.HANDLERS,
-    **two_factor.HANDLERS,
-    **admin.HANDLERS,
-    **health.HANDLERS,
-}
 
 
 class Ended(Exception):

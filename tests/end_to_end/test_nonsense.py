@@ -54,7 +54,8 @@ async def test_every_operation_answers_nonsense(client: Gateway, subject: str) -
     for body in (*NOT_JSON, *NOT_AN_OBJECT, DEEP):
         assert (await answered(client, subject, body, headers=access)).code == "VALIDATION_ERROR", body
     too_large = b'{"x":"' + b"a" * operation.body_bytes_max + b'"}'
-    assert (await answered(client, subject, too_large, headers=access)).code == "PAYLOAD_TOO_LARGE"
+    if len(too_large) <= client.nc.max_payload:  # else the client itself does not send it
+        assert (await answered(client, subject, too_large, headers=access)).code == "PAYLOAD_TOO_LARGE"
     for value in WRONG_TYPES:
         await answered(client, subject, wrong_types(operation, value), headers=access)
         access["Authorization"] = f"Bearer {await client.admin()}"  # a logout may just have succeeded

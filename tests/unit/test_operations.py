@@ -1,20 +1,28 @@
 """The table of operations: no row twice, none without a handler, none without words."""
 
+import importlib
+import pkgutil
 from dataclasses import replace
 from types import ModuleType
 
 import pytest
 
-from contracts import admin, auth, health, me, passwords, profile, two_factor
+import contracts
 from contracts.api import BY_SUBJECT, OPERATIONS
 from contracts.operations import Caller, DuplicateOperation, Limit, Operation, Permission, join
 from contracts.wire import Empty, Wire
 from domain.permissions import PERMISSIONS
-from handlers.app import HANDLERS
 from handlers.context import Call, Context
 from handlers.dispatcher import TableMismatch, pair
+from handlers.table import HANDLERS
 
-GROUPS: tuple[ModuleType, ...] = (auth, passwords, me, profile, two_factor, admin, health)
+GROUPS: tuple[ModuleType, ...] = tuple(
+    module
+    for module in (
+        importlib.import_module(f"contracts.{found.name}") for found in pkgutil.iter_modules(contracts.__path__)
+    )
+    if hasattr(module, "OPERATIONS") and module.__name__ != "contracts.api"
+)
 
 
 class Ask(Wire):

@@ -1,0 +1,30 @@
+"""Which function serves which request: the tables of all groups as one."""
+
+from handlers.context import Handlers
+from handlers.requests import (
+    admin,
+    avatar,
+    health,
+    me,
+    passwords,
+    profile,
+    registration,
+    second_step,
+    sign_in,
+    tokens,
+    two_factor,
+)
+
+HANDLERS: Handlers = {
+    **registration.HANDLERS,
+    **sign_in.HANDLERS,
+    **second_step.HANDLERS,
+    **tokens.HANDLERS,
+    **passwords.HANDLERS,
+    **me.HANDLERS,
+    **profile.HANDLERS,
+    **avatar.HANDLERS,
+    **two_factor.HANDLERS,
+    **admin.HANDLERS,
+    **health.HANDLERS,
+}
