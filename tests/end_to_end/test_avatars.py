@@ -5,6 +5,7 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 from nats.js.errors import ObjectNotFoundError
 
-from tests.gateway import Gateway, Reply, database, stored_events
+from tests.gateway import Gateway, Reply, database, gateway, stored_events
 from tests.pictures import description, exif, opened, picture
 from tests.program import Dev, eventually
 
@@ -225,6 +226,41 @@ async def test_nobody_sees_the_picture_of_a_suspended_user(dev: Dev, client: Gat
     async with database(dev.ready) as rows:  # nobody has asked yet: no cache holds the account
         await rows.execute("UPDATE users SET status = 'suspended' WHERE id = $1", user_id)
     assert (await client.call("profile.avatar.get", access=other, userId=user_id)).code == "NOT_FOUND"
+
+
+async def test_a_death_in_the_middle_leaves_nothing_dangling_and_nothing_unknown(tmp_path: Path) -> None:
+    """What is shown is whole, and every object that is not shown is noted down for its removal."""
+    async with Dev(tmp_path / "data") as own:
+        async with gateway(own.ready) as client:
+            users = [who(await client.signed_in()) for _ in range(4)]
+        for pause_s in (0.1, 0.15, 0.2, 0.3):
+            async with gateway(own.ready) as client:
+                contents = [picture((100, 100 + number)) for number in range(3)]
+                uploads = [
+                    asyncio.create_task(upload(client, access, content)) for _, access in users for content in contents
+                ]
+                await asyncio.sleep(pause_s)  # somewhere among decoding, putting and showing
+                await own.kill()
+                for task in uploads:
+                    task.cancel()
+                await asyncio.wait(uploads)
+            await own.start()
+            async with gateway(own.ready) as client, database(own.ready) as rows:
+                for user_id, access in users:
+                    avatar = (await client.call("me.get", access=access)).data["profile"]["avatar"]
+                    for size in (256, 64) if avatar else ():
+                        digest = hashlib.sha256(await shown(client, access, user_id, size)).hexdigest()
+                        assert digest in avatar["sizes"][str(size)]
+                    noted = await rows.fetch("SELECT avatar_id FROM avatar_leftovers WHERE user_id = $1", user_id)
+                    known = {str(row["avatar_id"]) for row in noted} | ({avatar["id"]} if avatar else set())
+                    assert await uploads_with_objects(client, user_id) <= known
+
+
+async def uploads_with_objects(client: Gateway, user_id: str) -> set[str]:
+    """The avatars, by id, of which bytes lie in the bucket."""
+    pattern = f"$O.{AVATARS}.C.{user_id}.>"
+    info = await client.nc.jetstream().stream_info(f"OBJ_{AVATARS}", subjects_filter=pattern)
+    return {subject.split(".")[-2] for subject in info.state.subjects or {}}
 
 
 @asynccontextmanager
