@@ -9,7 +9,7 @@ import asyncpg
 
 from adapters.postgres import Connection
 from contracts.users import Session as SessionView
-from domain.session import RefreshToken, Session, Standing
+from domain.session import Lifetimes, RefreshToken, Session, Standing
 
 _COLUMNS = "id, user_id, remember_me, auth_time, amr, created_at, last_active_at, expires_at, ended_at"
 OPEN = """
@@ -29,6 +29,9 @@ _SPEND = """
 WITH spent AS (
     UPDATE refresh_tokens SET used_at = $2, used_by = $3, successor_hash = $4, successor_sealed = $5
     WHERE hash = $1 AND used_at IS NULL RETURNING session_id
+), siblings AS (
+    UPDATE refresh_tokens t SET used_at = $2, used_by = $3, successor_hash = $4
+    FROM spent WHERE t.session_id = spent.session_id AND t.used_at IS NULL AND t.hash <> $1
 ), next AS (
     INSERT INTO refresh_tokens (hash, session_id, expires_at) SELECT $4, session_id, $6 FROM spent
 )
@@ -42,7 +45,7 @@ DELETE FROM device_tokens WHERE hash IN (
     SELECT hash FROM device_tokens WHERE user_id = $1 ORDER BY created_at DESC, hash OFFSET $2)"""
 _STANDING = """
 SELECT u.id, u.email, u.role, u.status, u.version, s.id AS session_id, s.amr, s.ended_at IS NOT NULL AS ended,
-    s.expires_at
+    s.expires_at, s.last_active_at, s.created_at
 FROM users u JOIN user_sessions s ON s.user_id = u.id WHERE u.id = $1 AND s.id = $2"""
 
 
@@ -110,6 +113,22 @@ class Sessions:
         await self._connection.execute(_FORGET, token_hash, session_id)
         await self._connection.execute(_SPEND, token_hash, at, used_by, successor_hash, successor_sealed, expires_at)
 
+    async def renew(self, session: Session, token_hash: bytes, *, expires_at: datetime, at: datetime) -> None:
+        """Give a session a new proof of identity and a second refresh token; the first use of either spends both."""
+        await self._connection.execute(
+            "INSERT INTO refresh_tokens (hash, session_id, expires_at) VALUES ($1, $2, $3)",
+            token_hash, session.id, expires_at,
+        )  # fmt: skip
+        await self._connection.execute(
+            "UPDATE user_sessions SET refresh_token_hash = $2, auth_time = $3, amr = $4, last_active_at = $5, "
+            "expires_at = $6 WHERE id = $1",
+            session.id, token_hash, session.auth_time, list(session.amr), at, expires_at,
+        )  # fmt: skip
+
+    async def forget_devices(self, session_id: UUID) -> None:
+        """The device that this session made known is a stranger's."""
+        await self._connection.execute("DELETE FROM device_tokens WHERE session_id = $1", session_id)
+
     async def live_of(self, user_id: UUID, *, at: datetime) -> list[UUID]:
         """The sessions of a user that are not over."""
         rows = await self._connection.fetch(
@@ -154,7 +173,7 @@ def _session(row: asyncpg.Record) -> Session:
     )
 
 
-async def standing_of(connection: Connection, user_id: UUID, session_id: UUID) -> Standing | None:
+async def standing_of(connection: Connection, user_id: UUID, session_id: UUID, lifetimes: Lifetimes) -> Standing | None:
     """Who the bearer of a token is now: one indexed read of both rows."""
     row = await connection.fetchrow(_STANDING, user_id, session_id)
     if row is None:
@@ -168,16 +187,23 @@ async def standing_of(connection: Connection, user_id: UUID, session_id: UUID) -
         version=row["version"],
         amr=tuple(row["amr"]),
         session_ended=row["ended"],
-        expires_at=row["expires_at"],
+        expires_at=min(row["expires_at"], row["last_active_at"] + lifetimes.idle, row["created_at"] + lifetimes.family),
     )
 
 
-async def sessions_of(connection: Connection, user_id: UUID, *, at: datetime, sessions_max: int) -> list[SessionView]:
+SESSIONS_MAX = 1000
+"""The greatest session cap there can be."""
+
+
+async def sessions_of(
+    connection: Connection, user_id: UUID, *, lifetimes: Lifetimes, at: datetime, sessions_max: int
+) -> list[SessionView]:
     """A user's live sessions, newest first."""
     rows = await connection.fetch(
         "SELECT id, device_info, ip_address, user_agent, created_at, last_active_at, expires_at FROM user_sessions "
-        "WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2 ORDER BY created_at DESC LIMIT $3",
-        user_id, at, sessions_max,
+        "WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2 AND last_active_at > $4 AND created_at > $5 "
+        "ORDER BY created_at DESC LIMIT $3",
+        user_id, at, sessions_max, at - lifetimes.idle, at - lifetimes.family,
     )  # fmt: skip
     return [SessionView.model_validate({**row, "ip_address": _text(row["ip_address"])}) for row in rows]
 

@@ -1,7 +1,7 @@
 """The rows of users and their profiles: locked for writing, shown for reading."""
 
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -231,16 +231,17 @@ SELECT {_USER}, {_PROFILE}, k.wrapped,
     EXISTS (SELECT FROM device_tokens d WHERE d.hash = $2 AND d.user_id = u.id AND d.expires_at > $3) AS device_known,
     ARRAY (
         SELECT s.id FROM user_sessions s WHERE s.user_id = u.id AND s.ended_at IS NULL AND s.expires_at > $3
+            AND s.last_active_at > $5
         ORDER BY s.created_at DESC, s.id DESC OFFSET $4
     ) AS past_cap
 {_FROM} JOIN user_keys k ON k.user_id = u.id WHERE u.email_key = $1 AND u.status <> 'deleted'"""
 
 
 async def candidate_of(
-    connection: Connection, key: str, *, device_hash: bytes | None, session_cap: int, at: datetime
+    connection: Connection, key: str, *, device_hash: bytes | None, session_cap: int, idle: timedelta, at: datetime
 ) -> Candidate | None:
     """Whose address this key is, with the sessions that would be too many beside one more; None for an unknown one."""
-    row = await connection.fetchrow(_CANDIDATE, key, device_hash, at, session_cap - 1)
+    row = await connection.fetchrow(_CANDIDATE, key, device_hash, at, session_cap - 1, at - idle)
     return None if row is None else Candidate(_user(row), row["wrapped"], row["device_known"], row["past_cap"])
 
 

@@ -1,12 +1,13 @@
 """The whole API as one table."""
 
-from contracts import admin, auth, avatar, health, me, passwords, profile, two_factor
+from contracts import admin, auth, avatar, health, me, passwords, profile, sessions, two_factor
 from contracts.operations import join
 
 OPERATIONS = join(
     auth.OPERATIONS,
     passwords.OPERATIONS,
     me.OPERATIONS,
+    sessions.OPERATIONS,
     profile.OPERATIONS,
     avatar.OPERATIONS,
     two_factor.OPERATIONS,

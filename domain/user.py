@@ -23,6 +23,7 @@ from domain.events import (
     SessionRevoked,
     TwoFactorDisabled,
     TwoFactorEnabled,
+    UserDeleted,
     UserLoggedOut,
     UserLogin,
     UserRegistered,
@@ -119,10 +120,17 @@ class User:
         )
         return user
 
-    def request_verification(self, *, token_id: UUID, expires_at: datetime, reason: str, at: datetime) -> None:
+    def request_verification(
+        self, *, token_id: UUID, not_me_token_id: UUID, expires_at: datetime, reason: str, at: datetime
+    ) -> None:
         self._record(
             EmailVerificationRequested(
-                user_id=self.id, email=self.email, token_id=token_id, expires_at=expires_at, reason=reason
+                user_id=self.id,
+                email=self.email,
+                token_id=token_id,
+                not_me_token_id=not_me_token_id,
+                expires_at=expires_at,
+                reason=reason,
             ),
             at,
         )
@@ -134,6 +142,12 @@ class User:
         if not self.email_verified:
             self.email_verified = True
             self._record(EmailVerified(user_id=self.id, email=self.email, reason=reason), at)
+
+    def delete(self, *, by: str, at: datetime) -> None:
+        """The end of the account; its data is erased later. Its sessions are ended before."""
+        self.status = "deleted"
+        self.deleted_at = at
+        self._record(UserDeleted(user_id=self.id, by=by), at)
 
     def require_password_hash(self, seen: str) -> None:
         """What was verified outside the lock must still be the password; else the use case runs again."""
@@ -178,9 +192,22 @@ class User:
         if verified_email_required and not self.email_verified:
             raise EmailNotVerified()
 
-    def sign_in(self, *, session_id: UUID, method: str, known_device: bool, origin: Origin, at: datetime) -> None:
-        """Open a session; the first sign-in of all is no new device."""
-        first = self.last_login_at is None
+    def is_new(self, *, known_device: bool) -> bool:
+        """Is a device one to be told of? The first sign-in of all is not."""
+        return not known_device and self.last_login_at is not None
+
+    def sign_in(
+        self,
+        *,
+        session_id: UUID,
+        method: str,
+        known_device: bool,
+        token_id: UUID | None = None,
+        origin: Origin,
+        at: datetime,
+    ) -> None:
+        """Open a session; `token_id` names the link by which it can be disowned."""
+        new_device = self.is_new(known_device=known_device)
         self.failed_logins = 0
         self.last_login_at = at
         self._record(
@@ -191,8 +218,9 @@ class User:
                 timestamp=at,
                 session_id=session_id,
                 method=method,
-                new_device=not known_device and not first,
+                new_device=new_device,
                 device_info=origin.device_info,
+                token_id=token_id,
             ),
             at,
         )
@@ -266,9 +294,19 @@ class User:
     def session_revoked(self, session_id: UUID, *, reason: str, at: datetime) -> None:
         self._record(SessionRevoked(user_id=self.id, session_id=session_id, reason=reason), at)
 
-    def refresh_token_reused(self, session_id: UUID, *, origin: Origin, at: datetime) -> None:
+    def refresh_token_reused(
+        self, session_id: UUID, *, token_id: UUID, expires_at: datetime, origin: Origin, at: datetime
+    ) -> None:
         self._record(
-            RefreshTokenReused(user_id=self.id, session_id=session_id, ip=origin.ip, user_agent=origin.user_agent), at
+            RefreshTokenReused(
+                user_id=self.id,
+                session_id=session_id,
+                ip=origin.ip,
+                user_agent=origin.user_agent,
+                token_id=token_id,
+                expires_at=expires_at,
+            ),
+            at,
         )
 
     def change(self, changes: dict[str, object], *, expected_revision: int | None, at: datetime) -> None:

@@ -68,7 +68,7 @@ async def standing(ctx: Context, user_id: UUID, session_id: UUID) -> Standing | 
         return known
     epoch = ctx.standings.epoch
     async with ctx.database.connection() as connection:
-        found = await standing_of(connection, user_id, session_id)
+        found = await standing_of(connection, user_id, session_id, ctx.settings.lifetimes)
     if found is not None:
         ctx.standings.put(key, user_id, found.version, found, epoch=epoch)
     return found
@@ -91,7 +91,7 @@ async def require_permission(ctx: Context, connection: Connection, call: Call) -
     """The permission of the call's operation, by the rows as they stand now. Raises `BadToken`, `Forbidden` or
     `SecondFactorRequired`."""
     caller, wanted = call.signed_in, BY_SUBJECT[call.subject].caller
-    stands = await standing_of(connection, caller.user_id, caller.session_id)
+    stands = await standing_of(connection, caller.user_id, caller.session_id, ctx.settings.lifetimes)
     if stands is None or not stands.is_live(ctx.now()):
         raise BadToken
     if not isinstance(wanted, Permission):

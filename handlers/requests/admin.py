@@ -30,7 +30,9 @@ async def users_get(ctx: Context, call: Call, request: GetUser) -> UserShown:
         if account is None:
             raise NotFound
         security = await security_of(connection, request.user_id)
-        sessions = await sessions_of(connection, request.user_id, at=ctx.now(), sessions_max=100)
+        sessions = await sessions_of(
+            connection, request.user_id, lifetimes=ctx.settings.lifetimes, at=ctx.now(), sessions_max=100
+        )
         await add_audit_row(connection, ctx.personal, call.trail, _look(ctx, "user_viewed", request))
     return UserShown(user=account.user, profile=account.profile, security=security, sessions=sessions)
 

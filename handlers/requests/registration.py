@@ -20,6 +20,7 @@ from domain.password import own_words
 from domain.refusals import BadToken, EmailTaken, ExpiredToken
 from domain.user import User, UserId
 from handlers.context import Call, Context, Handlers
+from handlers.requests.tokens import not_me_link
 from handlers.tries import by_who_and_source
 
 
@@ -44,11 +45,12 @@ async def register(ctx: Context, call: Call, request: Register) -> Registered:
         at=at,
         origin="registration",
     )
-    link = _ask_for_verification(ctx, user, reason="registration", at=at)
+    links = _ask_for_verification(ctx, user, reason="registration", at=at)
     async with ctx.unit_of_work(call) as work:
         if not await work.users.add(user):
             raise await _taken(ctx, work, request)
-        await work.links.open(link, at=at)
+        for link in links:
+            await work.links.open(link, at=at)
         reply = Registered(user=user_view(user))
         await work.commit(reply)
     ctx.metrics.registrations.inc()
@@ -71,14 +73,18 @@ async def _taken(ctx: Context, work: UnitOfWork, request: Register, owner: UUID 
     return refusal
 
 
-def _ask_for_verification(ctx: Context, user: User, *, reason: str, at: datetime) -> Link:
-    """Record the request; the mail's random token is made by the `email` group just before it sends."""
+def _ask_for_verification(ctx: Context, user: User, *, reason: str, at: datetime) -> tuple[Link, Link]:
+    """Record the request; the mail's random tokens are made by the `email` group just before it sends.
+
+    One link verifies the address, the other tells us that its owner opened no account.
+    """
     expires_at = at + ctx.settings.lifetimes.verification_link
     link = Link(
         id=uuid_utils.uuid7(), user_id=user.id, purpose="verification", address=user.email, expires_at=expires_at
     )
-    user.request_verification(token_id=link.id, expires_at=expires_at, reason=reason, at=at)
-    return link
+    not_me = not_me_link(ctx, user, None)
+    user.request_verification(token_id=link.id, not_me_token_id=not_me.id, expires_at=expires_at, reason=reason, at=at)
+    return link, not_me
 
 
 async def verify_email(ctx: Context, call: Call, request: VerifyEmail) -> EmailVerified:
@@ -116,7 +122,8 @@ async def resend_verification(ctx: Context, call: Call, request: ResendVerificat
     async with ctx.unit_of_work(call) as work:
         user = None if owner is None else await work.users.lock(owner)
         if user is not None and not user.email_verified:
-            await work.links.open(_ask_for_verification(ctx, user, reason="resend", at=at), at=at)
+            for link in _ask_for_verification(ctx, user, reason="resend", at=at):
+                await work.links.open(link, at=at)
             await work.users.save(user)
         await work.audit(
             AuditRow(

@@ -20,7 +20,7 @@ from domain.session import Session
 from domain.two_factor import Challenge
 from domain.user import User
 from handlers.context import Call, Context, Handlers
-from handlers.requests.tokens import issue_tokens
+from handlers.requests.tokens import issue_tokens, not_me_link
 from handlers.tries import give_back, record_refused, reserve_try
 
 
@@ -66,8 +66,11 @@ async def _check_and_sign_in(ctx: Context, call: Call, request: Login, key: str)
 
 async def candidate(ctx: Context, call: Call, connection: Connection, key: str) -> Candidate | None:
     """Who may be about to sign in by this address, with this call's device."""
-    cap = ctx.settings.session_cap
-    return await candidate_of(connection, key, device_hash=call.device_hash, session_cap=cap, at=ctx.now())
+    settings = ctx.settings
+    return await candidate_of(
+        connection, key, device_hash=call.device_hash, session_cap=settings.session_cap,
+        idle=settings.lifetimes.idle, at=ctx.now(),
+    )  # fmt: skip
 
 
 async def _decide_under_lock(
@@ -168,7 +171,15 @@ async def open_session(
         ended_at=None,
     )
     refresh_token = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
-    user.sign_in(session_id=session.id, method=method, known_device=seen.device_known, origin=origin, at=at)
+    not_me = not_me_link(ctx, user, session.id) if user.is_new(known_device=seen.device_known) else None
+    user.sign_in(
+        session_id=session.id,
+        method=method,
+        known_device=seen.device_known,
+        token_id=None if not_me is None else not_me.id,
+        origin=origin,
+        at=at,
+    )
     await work.end_sessions(user, only=seen.sessions_past_cap, reason="session_cap", at=at)
     new = NewSession(
         session=session,
@@ -178,6 +189,8 @@ async def open_session(
         user_agent=call.user_agent,
     )
     await work.users.save(user, session=new)
+    if not_me is not None:
+        await work.links.open(not_me, at=at)
     device_token = None if seen.device_known else await _recognise_device(ctx, work, user, session.id)
     return issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime, device_token=device_token)
 

@@ -2,8 +2,12 @@
 
 from datetime import datetime, timedelta
 from typing import assert_never
+from uuid import UUID
+
+import uuid_utils.compat as uuid_utils
 
 from adapters.keys import decrypt, derive, encrypt
+from adapters.links import Link
 from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
 from contracts.auth import Jwks, KeySet, Logout, Refresh, Refreshed, TokenVerdict, VerifyToken
@@ -37,8 +41,10 @@ async def refresh(ctx: Context, call: Call, request: Refresh) -> Refreshed:
                 successor = decrypt(derive(token.encode(), _SUCCESSOR), known.successor_sealed, _SUCCESSOR).decode()
                 left = session.expires_at - at
                 reply = Refreshed(tokens=issue_tokens(ctx, user, session, successor, at=at, lifetime=left))
-            case Use.END_FAMILY | Use.GIVE_AGAIN:
-                await _end_family(call, work, user, session, at=at)
+            case Use.GIVE_AGAIN:  # spent with its sibling, moments ago: who used that has what comes next
+                raise BadToken
+            case Use.END_FAMILY:
+                await _end_family(ctx, call, work, user, session, at=at)
                 await work.commit(BadToken())  # the end of the family is stored, although the request fails
                 raise BadToken
             case Use.REFUSE:
@@ -66,12 +72,27 @@ async def _spend(ctx: Context, call: Call, work: UnitOfWork, user: User, session
     return Refreshed(tokens=issue_tokens(ctx, user, session, successor, at=at, lifetime=lifetime))
 
 
-async def _end_family(call: Call, work: UnitOfWork, user: User, session: Session, *, at: datetime) -> None:
-    """Somebody else has the token too: nobody may go on with it."""
-    await work.sessions.end([session.id], reason="refresh_token_reused", at=at)
-    user.refresh_token_reused(session.id, origin=call.origin, at=at)
-    user.session_revoked(session.id, reason="refresh_token_reused", at=at)
+async def _end_family(
+    ctx: Context, call: Call, work: UnitOfWork, user: User, session: Session, *, at: datetime
+) -> None:
+    """Somebody else has the token too: nobody may go on with it, and its owner may disown what they did."""
+    link = not_me_link(ctx, user, session.id)
+    await work.links.open(link, at=at)
+    user.refresh_token_reused(session.id, token_id=link.id, expires_at=link.expires_at, origin=call.origin, at=at)
+    await work.end_sessions(user, only=[session.id], reason="refresh_token_reused", at=at)
     await work.users.save(user)
+
+
+def not_me_link(ctx: Context, user: User, session_id: UUID | None) -> Link:
+    """By which the owner of the address disowns a session, or an account that somebody opened with it."""
+    return Link(
+        id=uuid_utils.uuid7(),
+        user_id=user.id,
+        purpose="not-me",
+        address=user.email,
+        expires_at=ctx.now() + ctx.settings.lifetimes.not_me_link,
+        session_id=session_id,
+    )
 
 
 def issue_tokens(

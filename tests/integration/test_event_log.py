@@ -21,7 +21,9 @@ async def _register(database: Database, personal: PersonalData, trail: Trail) ->
     """An account with four events."""
     user = a_user()
     async with unit_of_work(database, personal, trail, announce=lambda _: None) as work:
-        user.request_verification(token_id=uuid4(), expires_at=NOW, reason="registration", at=NOW)
+        user.request_verification(
+            token_id=uuid4(), not_me_token_id=uuid4(), expires_at=NOW, reason="registration", at=NOW
+        )
         assert await work.users.add(user)
         user.change({"bio": "A marked life", "notifications": {"sms": True}}, expected_revision=1, at=NOW)
         user.refuse_password(origin=ORIGIN, at=NOW)

@@ -20,6 +20,7 @@ from domain.user import User
 from tests.builders import NOW, ORIGIN, a_user
 
 ROUNDS, AT_ONCE = 50, 10
+IDLE = timedelta(days=14)
 
 
 class Repository:
@@ -202,7 +203,8 @@ async def test_a_sign_in_stands_only_if_nothing_changed_since_its_user_was_read(
     await repository.add(user)
     async with database.connection() as connection:
         first, second = [
-            await candidate_of(connection, user.email, device_hash=None, session_cap=1, at=NOW) for _ in range(2)
+            await candidate_of(connection, user.email, device_hash=None, session_cap=1, idle=IDLE, at=NOW)
+            for _ in range(2)
         ]
     assert first
     assert second
@@ -214,7 +216,7 @@ async def test_a_sign_in_stands_only_if_nothing_changed_since_its_user_was_read(
     assert await _versions(owner, user.id) == [1, 2]
     assert await owner.fetchval("SELECT count(*) FROM outbox WHERE user_id = $1", user.id) == 2
     async with database.connection() as connection:
-        third = await candidate_of(connection, user.email, device_hash=None, session_cap=1, at=NOW)
+        third = await candidate_of(connection, user.email, device_hash=None, session_cap=1, idle=IDLE, at=NOW)
     assert third
     assert len(third.sessions_past_cap) == 1
 
@@ -227,7 +229,7 @@ async def test_a_row_that_was_mended_by_hand_is_not_signed_in_over(
         user = a_user(email=f"{uuid4().hex}@example.org")
         await repository.add(user)
         async with database.connection() as connection:
-            seen = await candidate_of(connection, user.email, device_hash=None, session_cap=10, at=NOW)
+            seen = await candidate_of(connection, user.email, device_hash=None, session_cap=10, idle=IDLE, at=NOW)
         assert seen
         await owner.execute(f"UPDATE users SET {change} WHERE id = $1", user.id)
         with pytest.raises(Stale):
@@ -242,7 +244,7 @@ async def test_a_deleted_user_is_not_there(
     user = a_user(email=f"{uuid4().hex}@example.org")
     await repository.add(user)
     async with database.connection() as connection:
-        found = await candidate_of(connection, user.email, device_hash=None, session_cap=10, at=NOW)
+        found = await candidate_of(connection, user.email, device_hash=None, session_cap=10, idle=IDLE, at=NOW)
     assert found is not None
     assert (found.user.id, found.user.password_hash, found.device_known) == (user.id, user.password_hash, False)
     await owner.execute("UPDATE users SET status = 'deleted' WHERE id = $1", user.id)
@@ -250,5 +252,5 @@ async def test_a_deleted_user_is_not_there(
         assert await work.users.lock(user.id) is None
         assert await work.users.lock(uuid4()) is None
     async with database.connection() as connection:
-        assert await candidate_of(connection, user.email, device_hash=None, session_cap=10, at=NOW) is None
+        assert await candidate_of(connection, user.email, device_hash=None, session_cap=10, idle=IDLE, at=NOW) is None
     assert await StoredAccounts(database).account(user.id) is None

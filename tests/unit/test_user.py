@@ -25,6 +25,7 @@ from domain.user import Status, User
 from tests.builders import NOW, ORIGIN, a_user, an_old_user
 
 SESSION = UUID(int=7)
+TOKEN = UUID(int=99)
 LATER = NOW + timedelta(hours=1)
 
 
@@ -42,9 +43,16 @@ def test_registering_leaves_the_first_event() -> None:
 
 EVENTS: list[tuple[Callable[[User], None], Callable[[User], DomainEvent]]] = [
     (
-        lambda user: user.request_verification(token_id=SESSION, expires_at=LATER, reason="resend", at=LATER),
+        lambda user: user.request_verification(
+            token_id=SESSION, not_me_token_id=TOKEN, expires_at=LATER, reason="resend", at=LATER
+        ),
         lambda user: EmailVerificationRequested(
-            user_id=user.id, email=user.email, token_id=SESSION, expires_at=LATER, reason="resend"
+            user_id=user.id,
+            email=user.email,
+            token_id=SESSION,
+            not_me_token_id=TOKEN,
+            expires_at=LATER,
+            reason="resend",
         ),
     ),
     (
@@ -60,9 +68,14 @@ EVENTS: list[tuple[Callable[[User], None], Callable[[User], DomainEvent]]] = [
         lambda user: SessionRevoked(user_id=user.id, session_id=SESSION, reason="cap"),
     ),
     (
-        lambda user: user.refresh_token_reused(SESSION, origin=ORIGIN, at=LATER),
+        lambda user: user.refresh_token_reused(SESSION, token_id=TOKEN, expires_at=LATER, origin=ORIGIN, at=LATER),
         lambda user: RefreshTokenReused(
-            user_id=user.id, session_id=SESSION, ip=ORIGIN.ip, user_agent=ORIGIN.user_agent
+            user_id=user.id,
+            session_id=SESSION,
+            ip=ORIGIN.ip,
+            user_agent=ORIGIN.user_agent,
+            token_id=TOKEN,
+            expires_at=LATER,
         ),
     ),
     (

@@ -1,0 +1,141 @@
+"""The caller's sessions: shown, ended, made fresh; and disowned by whoever got the mail about one."""
+
+from dataclasses import replace
+
+from adapters.audit_log import AuditRow
+from adapters.erasure import free_address
+from adapters.links import Link, link_by_token
+from adapters.sessions import SESSIONS_MAX, sessions_of
+from adapters.tokens import hash_of
+from adapters.unit_of_work import UnitOfWork
+from contracts.sessions import (
+    DisownSession,
+    ListSessions,
+    Reauthenticate,
+    Reauthenticated,
+    RevokeOtherSessions,
+    RevokeSession,
+    SessionPage,
+    SessionsRevoked,
+)
+from contracts.wire import Empty, Pagination
+from domain.refusals import BadToken, ExpiredToken, NotFound
+from domain.user import User
+from handlers.callers import lock_caller
+from handlers.context import Call, Context, Handlers
+from handlers.proofs import accept, prove
+from handlers.requests.tokens import issue_tokens
+
+
+async def list_sessions(ctx: Context, call: Call, _: ListSessions) -> SessionPage:
+    """Where the caller is signed in; a session's last activity is its sign-in or its last refresh."""
+    caller, lifetimes = call.signed_in, ctx.settings.lifetimes
+    async with ctx.database.connection() as connection:
+        found = await sessions_of(
+            connection, caller.user_id, lifetimes=lifetimes, at=ctx.now(), sessions_max=SESSIONS_MAX
+        )
+    shown = [session.model_copy(update={"current": session.id == caller.session_id}) for session in found]
+    whole = Pagination(
+        page=1, limit=SESSIONS_MAX, total=len(shown), total_pages=min(len(shown), 1), has_next=False, has_prev=False
+    )
+    return SessionPage(items=shown, pagination=whole)
+
+
+async def revoke_session(ctx: Context, call: Call, request: RevokeSession) -> Empty:
+    """End one of the caller's own."""
+    at = ctx.now()
+    async with ctx.unit_of_work(call) as work:
+        user = await lock_caller(ctx, work, call)
+        wanted = {request.session_id} & set(await work.sessions.live_of(user.id, at=at))
+        if not await work.end_sessions(user, only=list(wanted), reason="revoked", at=at):
+            raise NotFound
+        await work.users.save(user)
+        reply = Empty()
+        await work.commit(reply)
+    return reply
+
+
+async def revoke_other_sessions(ctx: Context, call: Call, request: RevokeOtherSessions) -> SessionsRevoked:
+    """End all of the caller's other sessions, or all there are."""
+    kept = None if request.include_current else call.signed_in.session_id
+    async with ctx.unit_of_work(call) as work:
+        user = await lock_caller(ctx, work, call)
+        ended = await work.end_sessions(user, reason="revoked", at=ctx.now(), but=kept)
+        if ended:
+            await work.users.save(user)
+        reply = SessionsRevoked(revoked=len(ended))
+        await work.commit(reply)
+    return reply
+
+
+async def reauthenticate(ctx: Context, call: Call, request: Reauthenticate) -> Reauthenticated:
+    """Make the caller's session fresh, with tokens of its own (ASVS 7.2.4). The refresh token from before stays good
+    until either is used, so that a lost reply signs nobody out; from then on the other is a spent one."""
+    proof = await prove(ctx, call, request.password, code=request.code, backup_code=request.backup_code)
+    at = ctx.now()
+    async with ctx.unit_of_work(call) as work:
+        user = await lock_caller(ctx, work, call)
+        await accept(work, user, proof)
+        before = await work.sessions.get(call.signed_in.session_id)
+        if before is None:
+            raise BadToken
+        methods = before.amr if "otp" in before.amr or not proof.second_factor else (*before.amr, "otp")
+        session = replace(before, auth_time=at, amr=methods)
+        lifetime = session.refresh_lifetime(at, ctx.settings.lifetimes)
+        refresh_token = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
+        await work.sessions.renew(session, hash_of(refresh_token), expires_at=at + lifetime, at=at)
+        if user.recorded:
+            await work.users.save(user)
+        await work.audit(AuditRow(action="reauthenticated", success=True, at=at, user_id=user.id))
+        tokens = issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime)
+        reply = Reauthenticated(tokens=tokens)
+        await work.commit(reply)
+    return reply
+
+
+async def disown_session(ctx: Context, call: Call, request: DisownSession) -> Empty:
+    """It was somebody else: what they hold ends. Good once."""
+    at = ctx.now()
+    async with ctx.database.connection() as connection:
+        link = await link_by_token(connection, hash_of(request.token.get_secret_value()), "not-me")
+    if link is None:
+        raise BadToken
+    async with ctx.unit_of_work(call) as work:
+        user = await work.users.lock(link.user_id)
+        if user is None:
+            raise BadToken
+        if not await work.links.use(link.id, at=at):
+            raise BadToken if link.used_at is not None or at < link.expires_at else ExpiredToken
+        if link.session_id is None:
+            await _end_pending(ctx, work, user, link)
+        else:
+            await work.end_sessions(user, only=[link.session_id], reason="not_me", at=at)
+            await work.sessions.forget_devices(link.session_id)
+            user.disown_password(reason="not_me", at=at)
+        await work.audit(AuditRow(action="session_disowned", success=True, at=at, user_id=user.id))
+        if user.recorded:
+            await work.users.save(user)
+        if user.status == "deleted":
+            await free_address(work.connection, user.id)
+        reply = Empty()
+        await work.commit(reply)
+    return reply
+
+
+async def _end_pending(ctx: Context, work: UnitOfWork, user: User, link: Link) -> None:
+    """The account that somebody opened with this address; once its owner has verified it, it is theirs."""
+    at = ctx.now()
+    if user.email_verified or user.email != link.address:
+        raise BadToken
+    await work.end_sessions(user, reason="account_deleted", at=at)
+    await work.links.void(user.id, "verification", "invitation", "reset", "not-me", at=at)
+    user.delete(by="user", at=at)
+
+
+HANDLERS: Handlers = {
+    ListSessions: list_sessions,
+    RevokeSession: revoke_session,
+    RevokeOtherSessions: revoke_other_sessions,
+    Reauthenticate: reauthenticate,
+    DisownSession: disown_session,
+}
