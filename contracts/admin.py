@@ -87,13 +87,28 @@ class AuditPage(Page[AuditEntry]):
 
 
 OPERATIONS = (
-    Operation("users.v1.admin.users.list", ListUsers, UserPage, "GET /admin/users", caller=Permission.USERS_READ),
-    Operation("users.v1.admin.users.get", GetUser, UserShown, "GET /admin/users/:id", caller=Permission.USERS_READ),
+    Operation(
+        "users.v1.admin.users.list",
+        ListUsers,
+        UserPage,
+        "GET /admin/users",
+        caller=Permission.USERS_READ,
+        audits=("users_listed",),
+    ),
+    Operation(
+        "users.v1.admin.users.get",
+        GetUser,
+        UserShown,
+        "GET /admin/users/:id",
+        caller=Permission.USERS_READ,
+        audits=("user_viewed",),
+    ),
     Operation(
         "users.v1.admin.audit-logs.list",
         ListAuditLogs,
         AuditPage,
         "GET /admin/audit-logs",
         caller=Permission.AUDIT_READ,
+        audits=("audit_log_listed",),
     ),
 )

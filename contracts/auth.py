@@ -123,8 +123,24 @@ class KeySet(Wire):
 
 
 OPERATIONS = (
-    Operation("users.v1.auth.register", Register, Registered, "POST /auth/register", limit=Limit.REGISTER, writes=True),
-    Operation("users.v1.auth.verify-email", VerifyEmail, EmailVerified, "POST /auth/verify-email", writes=True),
+    Operation(
+        "users.v1.auth.register",
+        Register,
+        Registered,
+        "POST /auth/register",
+        limit=Limit.REGISTER,
+        writes=True,
+        emits=("UserRegistered", "EmailVerificationRequested"),
+        audits=("registration_refused",),
+    ),
+    Operation(
+        "users.v1.auth.verify-email",
+        VerifyEmail,
+        EmailVerified,
+        "POST /auth/verify-email",
+        writes=True,
+        emits=("EmailVerified",),
+    ),
     Operation(
         "users.v1.auth.resend-verification",
         ResendVerification,
@@ -132,6 +148,8 @@ OPERATIONS = (
         "POST /auth/resend-verification",
         limit=Limit.MAIL,
         writes=True,
+        emits=("EmailVerificationRequested",),
+        audits=("verification_requested",),
     ),
     Operation(
         "users.v1.auth.login",
@@ -155,8 +173,22 @@ OPERATIONS = (
         emits=("UserLogin", "LoginFailed", "BackupCodeUsed", "SessionRevoked"),
         audits=("two_factor_refused", "login_refused"),
     ),
-    Operation("users.v1.auth.refresh", Refresh, Refreshed, "POST /auth/refresh"),
-    Operation("users.v1.auth.logout", Logout, Empty, "POST /auth/logout", caller=Caller.IF_SIGNED_IN, writes=True),
+    Operation(
+        "users.v1.auth.refresh",
+        Refresh,
+        Refreshed,
+        "POST /auth/refresh",
+        emits=("RefreshTokenReused", "SessionRevoked"),
+    ),
+    Operation(
+        "users.v1.auth.logout",
+        Logout,
+        Empty,
+        "POST /auth/logout",
+        caller=Caller.IF_SIGNED_IN,
+        writes=True,
+        emits=("UserLoggedOut",),
+    ),
     Operation("users.v1.auth.verify-token", VerifyToken, TokenVerdict, "POST /auth/introspect", limit=Limit.NONE),
     Operation("users.v1.auth.jwks", Jwks, KeySet, "GET /.well-known/jwks.json", limit=Limit.NONE),
 )

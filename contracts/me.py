@@ -32,5 +32,13 @@ class MeUpdated(Wire):
 
 OPERATIONS = (
     Operation("users.v1.me.get", GetMe, Me, "GET /users/me", caller=Caller.SIGNED_IN),
-    Operation("users.v1.me.update", UpdateMe, MeUpdated, "PUT /users/me", caller=Caller.SIGNED_IN, writes=True),
+    Operation(
+        "users.v1.me.update",
+        UpdateMe,
+        MeUpdated,
+        "PUT /users/me",
+        caller=Caller.SIGNED_IN,
+        writes=True,
+        emits=("ProfileUpdated",),
+    ),
 )

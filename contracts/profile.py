@@ -89,5 +89,6 @@ OPERATIONS = (
         "PUT /users/me/profile",
         caller=Caller.SIGNED_IN,
         writes=True,
+        emits=("ProfileUpdated",),
     ),
 )

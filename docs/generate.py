@@ -15,8 +15,9 @@ from pydantic_core import PydanticUndefined
 from adapters.settings import Settings, variable_of, written
 from contracts.api import OPERATIONS
 from contracts.events import EVENTS, Event, Metadata, personal_fields
-from contracts.operations import Caller, Operation
+from contracts.operations import FRESH_S, Caller, Operation
 from contracts.wire import Page, Wire
+from handlers.events.mails import MAILS
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by `make docs`; change the code it is made from. -->\n"
@@ -67,8 +68,11 @@ WHEN = {
 
 _OPERATIONS_INTRODUCTION = """\
 Every operation is a NATS subject; [gateway.md](gateway.md) says how to call it. Limits are named by category, their
-figures are in [settings.md](settings.md). The last column says whether an `Idempotency-Key` is honoured and how long
-the first reply is given again; a reply that holds tokens is given again for a minute.
+figures are in [settings.md](settings.md). The column `key` says whether an `Idempotency-Key` is honoured and how long
+the first reply is given again; a reply that holds tokens is given again for a minute. Then what an operation may leave
+behind: events, the mails that these send ([operations.md](operations.md) says to whom), and rows of the audit log
+beside those of the events, each of which is a row too (`UserLogin` is `user_login`). A refusal at the door (no token,
+no permission, a limit) leaves none.
 """
 _EVENTS_INTRODUCTION = """\
 Subject `users.events.v1.<Type>.<userId>` on stream `USER_EVENTS`; [listener.md](listener.md) says how to read them. A
@@ -89,8 +93,8 @@ def operations_page() -> str:
         "# Operations\n",
         NOTE,
         _OPERATIONS_INTRODUCTION,
-        "| subject | route | caller | limit | key |",
-        "|---|---|---|---|---|",
+        "| subject | route | caller | limit | key | events | mails | audit actions without an event |",
+        "|---|---|---|---|---|---|---|---|",
         *(_operation_row(operation) for operation in OPERATIONS),
     ]
     for operation in OPERATIONS:
@@ -105,12 +109,22 @@ def _operation_row(operation: Operation) -> str:
     anchor = operation.subject.replace(".", "")
     return (
         f"| [`{operation.subject}`](#{anchor}) | `{operation.route}` | {_caller(operation)} | "
-        f"`{operation.limit.value}` | {_key(operation)} |"
+        f"`{operation.limit.value}` | {_key(operation)} | {_names(operation.emits)} | {_names(_mails(operation))} | "
+        f"{_names(operation.audits)} |"
     )
 
 
+def _names(names: Iterable[str]) -> str:
+    return " ".join(f"`{name}`" for name in names)
+
+
+def _mails(operation: Operation) -> list[str]:
+    return [mail.template for event in operation.emits for mail in MAILS.get(event, ())]
+
+
 def _caller(operation: Operation) -> str:
-    return CALLERS[operation.caller] if isinstance(operation.caller, Caller) else f"`{operation.caller.value}`"
+    who = CALLERS[operation.caller] if isinstance(operation.caller, Caller) else f"`{operation.caller.value}`"
+    return f"{who}, proof at most {FRESH_S // 60} min old" if operation.fresh else who
 
 
 def _key(operation: Operation) -> str:
