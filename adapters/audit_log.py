@@ -98,6 +98,22 @@ async def list_audit_rows(
     return [_entry(row, personal) for row in shown], pagination(query, counted=counted, next_cursor=cursor)
 
 
+_ABOUT = f"""
+SELECT a.*, k.wrapped {_MATCHING} AND a.position < $6 ORDER BY a.position DESC LIMIT $7"""
+
+
+async def audit_rows_about(
+    connection: Connection, user_id: UUID, *, before_position: int, rows_max: int
+) -> list[asyncpg.Record]:
+    """Rows about a user before one, the newest first, as they are stored; `entry_of` reads them."""
+    return await connection.fetch(_ABOUT, user_id, None, None, None, None, before_position, rows_max)
+
+
+def entry_of(row: asyncpg.Record, personal: PersonalData) -> AuditEntry:
+    """A row with its personal parts."""
+    return _entry(row, personal)
+
+
 def _entry(row: asyncpg.Record, personal: PersonalData) -> AuditEntry:
     def opened(column: str) -> object:
         place = f"audit_logs.{column}:{row['id']}"

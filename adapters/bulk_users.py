@@ -23,7 +23,9 @@ WITH wanted AS (
         last_password_change, version, created_at, updated_at)
     SELECT id, email, email_key, password_hash, first_name, last_name, role, status, email_verified, changed_at,
         version, created_at, $15
-    FROM wanted ON CONFLICT (email_key) DO NOTHING RETURNING id
+    FROM wanted
+    WHERE NOT EXISTS (SELECT FROM email_reservations r WHERE r.email_key = wanted.email_key AND r.until > $15)
+    ON CONFLICT (email_key) DO NOTHING RETURNING id
 ), profile AS (
     INSERT INTO user_profiles (user_id, language, created_at, updated_at)
     SELECT wanted.id, language, wanted.created_at, $15 FROM wanted JOIN added USING (id)

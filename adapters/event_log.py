@@ -139,6 +139,21 @@ def _readable(row: asyncpg.Record, personal: PersonalData) -> StoredEvent | Unre
         return error
 
 
+_OF_USER = f"SELECT {_COLUMNS} WHERE e.aggregate_id = $1 AND e.version < $2 ORDER BY e.version DESC LIMIT $3"
+
+
+async def event_rows_of(
+    connection: Connection, user_id: UUID, *, before_version: int, events_max: int
+) -> list[asyncpg.Record]:
+    """A user's events before one, the newest first, as they are stored; `opened` reads them."""
+    return await connection.fetch(_OF_USER, user_id, before_version, events_max)
+
+
+def opened(row: asyncpg.Record, personal: PersonalData) -> StoredEvent:
+    """A row of `event_rows_of` with its personal part. Raises what `Unreadable` names."""
+    return _stored(row, personal)
+
+
 async def unsent_events(
     connection: Connection, personal: PersonalData, user_ids: Sequence[UUID], *, events_max: int
 ) -> tuple[list[StoredEvent], set[UUID]]:

@@ -92,6 +92,7 @@ SELECT $1, $2, $3, 1 + (SELECT coalesce(max(n), 0) FROM dead_letters WHERE group
         FROM delivery_attempts WHERE group_name = $2 AND event_id = $3), '[]'),
     $12, $13, $14
 ON CONFLICT (group_name, event_id, stream, stream_sequence) DO NOTHING"""
+_IS_ERASED = "SELECT EXISTS (SELECT FROM users WHERE id = $1 AND erased_at IS NOT NULL)"
 
 
 async def add_letter(
@@ -104,6 +105,8 @@ async def add_letter(
     Raises `Stale` when another letter of the event was numbered at the same moment.
     """
     kept = {_text(name): _text(value) for name, value in headers.items()}
+    if user_id is not None and await connection.fetchval(_IS_ERASED, user_id):
+        body, kept, message = b"", {}, ""  # what the message still says is not to be kept any more
     try:
         await connection.execute(
             _ADD_LETTER, uuid_utils.uuid7(), group, event_id, user_id, event_type, reason, error,

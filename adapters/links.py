@@ -11,7 +11,8 @@ Purpose = Literal[
     "verification", "invitation", "reset", "email-change", "cancel-email-change", "not-me", "unlock"
 ]  # fmt: skip
 OPEN_MAX = 3
-"""How many links of one purpose a user may have open; the oldest gives way."""
+"""How many links of one purpose a user may have open to one address; the oldest gives way, and never to one that went
+elsewhere: who has moved an account to an address of theirs must not push out what calls that off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class Link:
 
 _GIVE_WAY = """
 UPDATE links SET used_at = $3 WHERE id IN (
-    SELECT id FROM links WHERE user_id = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
+    SELECT id FROM links WHERE user_id = $1 AND purpose = $2 AND address = $5 AND used_at IS NULL AND expires_at > $3
     ORDER BY created_at DESC, id DESC OFFSET $4)"""
 _COLUMNS = "l.id, l.user_id, l.purpose, l.address, l.expires_at, l.used_at, l.session_id"
 
@@ -44,7 +45,7 @@ class Links:
         self._connection = connection
 
     async def open(self, link: Link, *, at: datetime) -> None:
-        await self._connection.execute(_GIVE_WAY, link.user_id, link.purpose, at, OPEN_MAX - 1)
+        await self._connection.execute(_GIVE_WAY, link.user_id, link.purpose, at, OPEN_MAX - 1, link.address)
         await self._connection.execute(
             "INSERT INTO links (id, user_id, purpose, address, created_at, expires_at, session_id) "
             "VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -59,11 +60,27 @@ class Links:
         )  # fmt: skip
         return bool(used)
 
-    async def void(self, user_id: UUID, *purposes: Purpose, at: datetime) -> None:
-        """Use up every open link of a user that is for one of these purposes."""
-        await self._connection.execute(
+    async def void(self, user_id: UUID, *purposes: Purpose, at: datetime) -> bool:
+        """Use up every open link of a user that is for one of these purposes; were there any?"""
+        done = await self._connection.execute(
             "UPDATE links SET used_at = $3 WHERE user_id = $1 AND purpose = ANY($2) AND used_at IS NULL",
             user_id, list(purposes), at,
+        )  # fmt: skip
+        return bool(done != "UPDATE 0")
+
+    async def void_all_but(self, user_id: UUID, *kept: Purpose, at: datetime) -> None:
+        """Use up every open link of a user, but for those purposes."""
+        await self._connection.execute(
+            "UPDATE links SET used_at = $3 WHERE user_id = $1 AND purpose <> ALL($2) AND used_at IS NULL",
+            user_id, list(kept), at,
+        )  # fmt: skip
+
+    async def void_later_than(self, link: Link, *, at: datetime) -> None:
+        """Use up every open link of the same purpose that was opened after this one."""
+        await self._connection.execute(
+            "UPDATE links SET used_at = $4 WHERE user_id = $1 AND purpose = $2 AND used_at IS NULL "
+            "AND (created_at, id) > (SELECT created_at, id FROM links WHERE id = $3)",
+            link.user_id, link.purpose, link.id, at,
         )  # fmt: skip
 
 

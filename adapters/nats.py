@@ -393,6 +393,21 @@ async def pull(client: Client, durable: Durable, *, inbox: str, messages_max: in
     return await send(client, f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}", asked, reply=inbox)
 
 
+async def delete_messages(js: JetStreamContext, stream: str, subject: str, *, messages_max: int, but: str = "") -> bool:
+    """Delete what a stream holds under a subject, one message after the other, and overwrite its bytes in the file (a
+    purge would leave them there); those of the subject `but` stay. False when there may be more."""
+    seq = 1
+    for _ in range(messages_max):
+        try:
+            found = await js.get_msg(stream, seq=seq, subject=subject, next=True)
+            if found.subject != but:
+                await js.delete_msg(stream, found.seq or 0)
+        except NotFoundError:  # none is left, or another process was faster
+            return True
+        seq = (found.seq or 0) + 1
+    return False
+
+
 async def last_message(js: JetStreamContext, subject: str) -> tuple[int, str | None]:
     """Sequence and `Nats-Msg-Id` of the newest event under a subject; (0, None) when there is none."""
     try:

@@ -144,6 +144,7 @@ class Settings(BaseSettings):
         default=Rate(tries_max=5, window_s=900), description="second-factor codes, by account"
     )
     limit_upload: RateSetting = Field(default=Rate(tries_max=10, window_s=3600), description="avatars, by caller")
+    limit_export: RateSetting = Field(default=Rate(tries_max=10, window_s=3600), description="data exports, by caller")
     limit_bus_client: RateSetting = Field(
         default=Rate(tries_max=10_000, window_s=900), description="all that is limited by address and names none"
     )
@@ -244,7 +245,8 @@ class Settings(BaseSettings):
 
     @field_validator(
         "limit_login", "limit_login_source", "limit_register", "limit_general", "limit_mail_address",
-        "limit_mail_source", "limit_code", "limit_upload", "limit_bus_client", mode="before",
+        "limit_mail_source", "limit_code", "limit_upload", "limit_export", "limit_bus_client",
+        mode="before",
     )  # fmt: skip
     @classmethod
     def _read_rate(cls, value: object) -> object:

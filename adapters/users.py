@@ -32,12 +32,13 @@ _FROM = "FROM users u JOIN user_profiles p ON p.user_id = u.id"
 _LOCK = f"""
 SELECT {_USER}, {_PROFILE}, k.wrapped {_FROM} JOIN user_keys k ON k.user_id = u.id
 WHERE u.id = $1 AND u.status <> 'deleted' FOR UPDATE OF u, p"""
-# A taken address adds nothing at all, no event either.
+# A taken address adds nothing at all, no event either; one that is kept for whoever has left it is taken.
 _ADD = f"""
 WITH changed AS (
     INSERT INTO users (id, email, email_key, password_hash, first_name, last_name, role, status, email_verified,
         last_password_change, revision, version, created_at, updated_at)
-    VALUES ($1, $10, $11, $12, $13, $14, $15, 'active', $16, $17, $18, $19, $2, $2)
+    SELECT $1, $10, $11, $12, $13, $14, $15, 'active', $16, $17, $18, $19, $2, $2
+    WHERE NOT EXISTS (SELECT FROM email_reservations r WHERE r.email_key = $11 AND r.until > $2)
     ON CONFLICT (email_key) DO NOTHING RETURNING id
 ), profile AS (
     INSERT INTO user_profiles (user_id, created_at, updated_at) SELECT id, $2, $2 FROM changed
@@ -71,6 +72,9 @@ UPDATE user_profiles SET display_name = $2, bio = $3, website_url = $4, location
     theme = $8, notifications_email = $9, notifications_push = $10, notifications_sms = $11, social_links = $12,
     updated_at = $13, avatar = $14
 WHERE user_id = $1"""
+
+
+_ADDRESS_IS_TAKEN = "users_email_key_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +113,21 @@ class Users:
         return user
 
     async def add(self, user: User) -> bool:
-        """Insert a new user with its events; False when its address is taken."""
+        """Insert a new user with its events; False when its address is taken.
+
+        Raises `Stale` when it was left by its account at this moment.
+        """
         wrapped = self._personal.new_key(user.id)
-        added = await self._connection.fetchval(
-            _ADD, *self._events(user, wrapped), user.email, email_key(user.email), user.password_hash,
-            user.first_name, user.last_name, user.role, user.email_verified, user.last_password_change, user.revision,
-            user.version, wrapped,
-        )  # fmt: skip
+        try:
+            added = await self._connection.fetchval(
+                _ADD, *self._events(user, wrapped), user.email, email_key(user.email), user.password_hash,
+                user.first_name, user.last_name, user.role, user.email_verified, user.last_password_change,
+                user.revision, user.version, wrapped,
+            )  # fmt: skip
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name == _ADDRESS_IS_TAKEN:
+                raise Stale from error  # it was left a moment ago, and is kept for whoever has left it
+            raise
         if added:
             user.recorded.clear()
             self.touched[user.id] = user.version
@@ -142,7 +154,7 @@ class Users:
                 user.status, user.password_hash, user.last_password_change, read.version, *more,
             )  # fmt: skip
         except asyncpg.UniqueViolationError as error:
-            if error.constraint_name == "users_email_key_key":
+            if error.constraint_name == _ADDRESS_IS_TAKEN:
                 raise EmailTaken from error
             raise
         if not changed:

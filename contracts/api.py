@@ -1,6 +1,6 @@
 """The whole API as one table."""
 
-from contracts import admin, auth, avatar, health, me, passwords, profile, sessions, two_factor
+from contracts import account, admin, auth, avatar, health, me, passwords, profile, sessions, two_factor
 from contracts.operations import join
 
 OPERATIONS = join(
@@ -8,6 +8,7 @@ OPERATIONS = join(
     passwords.OPERATIONS,
     me.OPERATIONS,
     sessions.OPERATIONS,
+    account.OPERATIONS,
     profile.OPERATIONS,
     avatar.OPERATIONS,
     two_factor.OPERATIONS,

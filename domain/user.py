@@ -10,7 +10,11 @@ from domain.events import (
     AvatarUpdated,
     BackupCodesRegenerated,
     BackupCodeUsed,
+    DataExported,
     DomainEvent,
+    EmailChangeCancelled,
+    EmailChanged,
+    EmailChangeRequested,
     EmailVerificationRequested,
     EmailVerified,
     LoginFailed,
@@ -143,11 +147,44 @@ class User:
             self.email_verified = True
             self._record(EmailVerified(user_id=self.id, email=self.email, reason=reason), at)
 
+    def require_may_change_email(self) -> None:
+        """Raises `EmailNotVerified`: only who has shown that an address is theirs may leave it for another."""
+        if not self.email_verified:
+            raise EmailNotVerified()
+
+    def request_email_change(
+        self, new_email: str, *, token_id: UUID, cancel_token_id: UUID, expires_at: datetime, at: datetime
+    ) -> None:
+        self.require_may_change_email()
+        self._record(
+            EmailChangeRequested(
+                user_id=self.id,
+                new_email=new_email,
+                token_id=token_id,
+                cancel_token_id=cancel_token_id,
+                expires_at=expires_at,
+            ),
+            at,
+        )
+
+    def change_email(self, email: str, *, at: datetime) -> None:
+        """The owner of the new address has shown themselves: it counts from here."""
+        previous, self.email = self.email, email
+        self._record(EmailChanged(user_id=self.id, email=email, previous_email=previous), at)
+
+    def cancel_email_change(self, email: str, *, at: datetime) -> None:
+        """The owner of the old address wants no change: that address counts from here, as it did or again."""
+        self.email = email
+        self._record(EmailChangeCancelled(user_id=self.id, email=email), at)
+
     def delete(self, *, by: str, at: datetime) -> None:
         """The end of the account; its data is erased later. Its sessions are ended before."""
         self.status = "deleted"
         self.deleted_at = at
         self._record(UserDeleted(user_id=self.id, by=by), at)
+
+    def data_exported(self, *, at: datetime) -> None:
+        self._record(DataExported(user_id=self.id), at)
 
     def require_password_hash(self, seen: str) -> None:
         """What was verified outside the lock must still be the password; else the use case runs again."""

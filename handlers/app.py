@@ -42,6 +42,7 @@ from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
 from handlers.dispatcher import QUEUE, Dispatcher, pair
+from handlers.erasure import Erasure
 from handlers.events.audit import Audit
 from handlers.events.cache import Cache
 from handlers.events.email import Email
@@ -169,6 +170,13 @@ async def _build(
     )  # fmt: skip
 
 
+def _erasure(means: Means) -> Erasure:
+    return Erasure(
+        means.database, means.personal, means.bus, means.shared_cache, means.settings, now=now,
+        wake_relay=means.relay.wake,
+    )  # fmt: skip
+
+
 class Loops:
     """The long-lived loops of a process, ended when the block is left; one that dies ends the block."""
 
@@ -205,6 +213,7 @@ async def _start_events(
         loops.start(clear_away(means.database), "jobs")
         loops.start(keep_keys_wrapped(means.database, means.personal), "keys of users")
         loops.start(keep_secrets_sealed(means.database, means.secrets), "second-factor secrets")
+        loops.start(_erasure(means).run(), "erasure")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
     if not wanted:

@@ -23,6 +23,8 @@ DELETE FROM user_sessions WHERE id IN
     (SELECT id FROM user_sessions WHERE expires_at < now() - interval '30 days' LIMIT $1);
 DELETE FROM links WHERE id IN (SELECT id FROM links WHERE expires_at < now() - interval '30 days' LIMIT $1);
 DELETE FROM device_tokens WHERE hash IN (SELECT hash FROM device_tokens WHERE expires_at < now() LIMIT $1);
+DELETE FROM email_reservations WHERE email_key IN
+    (SELECT email_key FROM email_reservations WHERE until < now() LIMIT $1);
 UPDATE refresh_tokens SET successor_sealed = NULL WHERE hash IN
     (SELECT hash FROM refresh_tokens
      WHERE successor_sealed IS NOT NULL AND used_at < now() - interval '1 minute' LIMIT $1);

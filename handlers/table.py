@@ -2,8 +2,10 @@
 
 from handlers.context import Handlers
 from handlers.requests import (
+    account,
     admin,
     avatar,
+    email_change,
     health,
     me,
     passwords,
@@ -24,6 +26,8 @@ HANDLERS: Handlers = {
     **passwords.HANDLERS,
     **me.HANDLERS,
     **sessions.HANDLERS,
+    **account.HANDLERS,
+    **email_change.HANDLERS,
     **profile.HANDLERS,
     **avatar.HANDLERS,
     **two_factor.HANDLERS,

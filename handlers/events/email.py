@@ -14,6 +14,7 @@ from adapters.links import Link, add_link_token, link_by_id
 from adapters.mail_templates import render
 from adapters.postgres import Database
 from adapters.recipients import Recipient, active_admins, recipient_of
+from adapters.reserved_emails import is_anothers
 from adapters.settings import Settings
 from adapters.smtp import Mailer, MailRefused, MailUnavailable, OutgoingMail, message_id
 from adapters.tokens import hash_of, new_secret
@@ -177,7 +178,12 @@ class Email:
             return None
         async with self._database.connection() as connection:
             link = await link_by_id(connection, UUID(str(named)))
-        return link if link is not None and link.is_open(self._now()) else None
+            at = self._now()
+            if link is None or not link.is_open(at):
+                return None
+            if link.purpose == "email-change" and await is_anothers(connection, link.address, link.user_id, at=at):
+                return None  # whoever asked is told nothing of it, and whose address it is is not bothered
+        return link
 
     async def _way(self, prefix: str, wanted: LinkOf | None, link: Link | None) -> Values:
         """A new token of a link, at our own address alone: a caller's host never stands in a mail."""

@@ -106,6 +106,7 @@ WRONG = {
     "password_history": "25",
     "limit_code": "five",
     "limit_upload": "10/0",
+    "limit_export": "ten",
     "hide_registered_emails": "perhaps",
     "admin_second_factor": "sometimes",
     "erase_after_seconds": "-1",
