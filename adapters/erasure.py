@@ -22,8 +22,8 @@ SETTLED_AFTER = timedelta(minutes=10)
 HANDLED_WITHIN = timedelta(hours=1)
 """So long what happened last waits for mail and audit, where little grace is set; one without them waits no longer."""
 EMPTIED = (
-    "user_profiles", "password_history", "user_sessions", "device_tokens", "links", "second_factors", "login_challenges",
-    "idempotency_keys", "email_reservations",
+    "user_profiles", "password_history", "user_sessions", "device_tokens", "links", "second_factors",
+    "login_challenges", "idempotency_keys", "email_reservations",
 )  # fmt: skip
 """Tables whose rows of the user go, with the refresh tokens and link tokens that hang on them."""
 
