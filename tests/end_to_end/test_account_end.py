@@ -2,14 +2,15 @@
 
 import asyncio
 import json
+from typing import Any
 from uuid import UUID, uuid4
 
 from tests.gateway import PASSWORD, Gateway, Reply, database, new_email, stored_events
 from tests.program import Dev, eventually
 
 
-async def delete(client: Gateway, access: str, **more: object) -> Reply:
-    return await client.call("me.delete", access=access, **{"password": PASSWORD} | more)
+async def delete(client: Gateway, access: str, password: str = PASSWORD) -> Reply:
+    return await client.call("me.delete", access=access, password=password)
 
 
 async def test_a_deleted_account_lets_nobody_in_and_is_shown_to_nobody(dev: Dev, client: Gateway) -> None:
@@ -117,7 +118,7 @@ async def test_what_does_not_fit_into_an_export_is_had_with_its_cursor(dev: Dev,
     versions: list[int] = []
     cursor, pages = None, 0
     while pages == 0 or cursor:
-        more = {"cursor": cursor} if cursor else {}
+        more: dict[str, Any] = {"cursor": cursor} if cursor else {}
         reply = await client.call("me.export", access=access, password=PASSWORD, **more)
         assert len(json.dumps(reply.body)) < 1_000_000
         export = reply.data["export"]

@@ -13,10 +13,8 @@ from tests.program import Dev, eventually
 CONFIRM, CANCEL = "confirm-email-change", "cancel-email-change"
 
 
-async def ask(client: Gateway, me: dict[str, Any], new: str, **more: object) -> Reply:
-    return await client.call(
-        "me.change-email", access=me["tokens"]["accessToken"], newEmail=new, **{"password": PASSWORD} | more
-    )
+async def ask(client: Gateway, me: dict[str, Any], new: str, password: str = PASSWORD) -> Reply:
+    return await client.call("me.change-email", access=me["tokens"]["accessToken"], newEmail=new, password=password)
 
 
 async def token_to(client: Gateway, address: str, page: str) -> str:
