@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -273,6 +274,29 @@ async def test_a_relay_in_the_middle_of_it_leaves_nothing_plain_and_announces_th
         assert [body for _, body in messages if user.first_name.encode() in body] == []
 
 
+async def test_the_key_goes_only_when_no_relay_holds_what_it_opened(
+    erasure: Erasure, clock: Clock, database: Database, personal: PersonalData, trail: Trail, bus: Client,
+    owner: asyncpg.Connection,
+) -> None:  # fmt: skip
+    user = await a_deleted_user(database, personal, trail, clock())
+    clock.time += GRACE + timedelta(hours=2)
+    async with owner.transaction():  # as a relay does while it publishes
+        await owner.fetch("SELECT FROM relay_heads WHERE user_id = $1 FOR UPDATE", user.id)
+        erasing = asyncio.create_task(finish(erasure))
+        await eventually(partial(waits_for_a_lock, owner), within_s=10, what="the erasure to wait")
+        await bus.jetstream().publish(STREAMS[EVENTS_STREAM].format(user.id), user.email.encode())
+    await erasing
+    assert await left_of(database, bus, user) == []
+
+
+async def waits_for_a_lock(owner: asyncpg.Connection) -> bool:
+    return bool(
+        await owner.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        )
+    )
+
+
 async def nothing_waits(owner: asyncpg.Connection, user: User) -> bool:
     return not await owner.fetchval("SELECT count(*) FROM outbox WHERE user_id = $1", user.id)
 
@@ -368,3 +392,28 @@ async def an_account(
         assert await work.users.add(user)
         await work.commit(Empty())
     return user
+
+
+async def test_the_files_of_the_tables_hold_nothing_once_they_are_written_anew(
+    servers: EmbeddedServers, erasure: Erasure, clock: Clock, database: Database, personal: PersonalData, trail: Trail,
+    bus: Client,
+) -> None:  # fmt: skip
+    """A deleted row's bytes stay in its page until vacuum and a later row take the place; `docs/operations.md` says so."""
+    user = await a_deleted_user(database, personal, trail, clock())
+    await put_everywhere(database, bus, user)
+    admin = await asyncpg.connect(servers.addresses.database_admin_url)
+    try:
+        directory = Path(await admin.fetchval("SHOW data_directory")) / "base"
+        await admin.execute("CHECKPOINT")
+        assert await asyncio.to_thread(files_with, directory, user.first_name) != []
+        clock.time += GRACE + timedelta(hours=2)
+        await finish(erasure)
+        await admin.execute("VACUUM FULL")
+        await admin.execute("CHECKPOINT")
+        assert await asyncio.to_thread(files_with, directory, user.first_name) == []
+    finally:
+        await admin.close()
+
+
+def files_with(directory: Path, word: str) -> list[str]:
+    return [path.name for path in directory.rglob("*") if path.is_file() and word.encode() in path.read_bytes()]
