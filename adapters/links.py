@@ -52,6 +52,15 @@ class Links:
             link.id, link.user_id, link.purpose, link.address, at, link.expires_at, link.session_id,
         )  # fmt: skip
 
+    async def newest_open(self, user_id: UUID, purpose: Purpose, address: str, *, at: datetime) -> Link | None:
+        """The link of this purpose and address that is good the longest, if one is open."""
+        row = await self._connection.fetchrow(
+            f"SELECT {_COLUMNS} FROM links l WHERE l.user_id = $1 AND l.purpose = $2 AND l.address = $3 "
+            "AND l.used_at IS NULL AND l.expires_at > $4 ORDER BY l.expires_at DESC LIMIT 1",
+            user_id, purpose, address, at,
+        )  # fmt: skip
+        return None if row is None else Link(**row)
+
     async def use(self, link_id: UUID, *, at: datetime) -> bool:
         """Use a link up; False when somebody did so first, or its time is past."""
         used = await self._connection.fetchval(

@@ -212,6 +212,13 @@ def _text(address: object) -> str | None:
     return None if address is None else str(address)
 
 
+async def device_is_known(connection: Connection, token_hash: bytes) -> bool:
+    """Is there a user who knows this device?"""
+    return bool(
+        await connection.fetchval("SELECT true FROM device_tokens WHERE hash = $1 AND expires_at > now()", token_hash)
+    )
+
+
 async def token_is_unused(connection: Connection, token_hash: bytes) -> bool:
     """Is this refresh token unspent, and does its session live?"""
     return bool(

@@ -130,6 +130,10 @@ class Settings(BaseSettings):
     limit_login_source: RateSetting = Field(
         default=Rate(tries_max=50, window_s=900), description="failed sign-ins from a source, over all accounts"
     )
+    limit_login_account: RateSetting = Field(
+        default=Rate(tries_max=50, window_s=900),
+        description="failed sign-ins of an account over all sources; beyond them only known devices may try",
+    )
     limit_register: RateSetting = Field(
         default=Rate(tries_max=3, window_s=3600), description="registrations by address"
     )
@@ -193,6 +197,13 @@ class Settings(BaseSettings):
         default=True, description="admin operations need a session with a second factor; `dev` turns it off"
     )
 
+    answer_ms_min: int = Field(
+        default=100,
+        ge=0,
+        le=2000,
+        description="a refused sign-in, and whatever must not tell a known address from an unknown one, is answered "
+        "no earlier: more than its work takes",
+    )
     requests_max: int = Field(default=512, ge=1, le=100_000, description="requests in work at once; more are shed")
     request_ms_max: int = Field(default=30_000, ge=100, le=300_000, description="longest time a request may take")
     pool_max: int = Field(default=20, ge=2, le=500, description="PostgreSQL connections at most")
@@ -244,8 +255,8 @@ class Settings(BaseSettings):
         return tuple(part for part in re.split(r"[\s,]+", value) if part) if isinstance(value, str) else value
 
     @field_validator(
-        "limit_login", "limit_login_source", "limit_register", "limit_general", "limit_mail_address",
-        "limit_mail_source", "limit_code", "limit_upload", "limit_export", "limit_bus_client",
+        "limit_login", "limit_login_source", "limit_login_account", "limit_register", "limit_general",
+        "limit_mail_address", "limit_mail_source", "limit_code", "limit_upload", "limit_export", "limit_bus_client",
         mode="before",
     )  # fmt: skip
     @classmethod

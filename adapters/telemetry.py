@@ -103,6 +103,9 @@ class Metrics:
         self.authentications = Counter(
             "authentication_attempts_total", "Sign-in attempts", ["result", "method"], registry=registry
         )
+        self.lockouts = Counter(
+            "account_lockouts_total", "Accounts locked for devices that are not known", registry=registry
+        )
         self.password_hashes = Counter("password_hashes_total", "New password hashes made", registry=registry)
         self.registrations = Counter("user_registrations_total", "Accounts opened", registry=registry)
         self.without_client_ip = Counter(

@@ -61,7 +61,7 @@ _SAVE = f"{_CHANGE}, {APPEND}"
 _SIGN_IN = f"""
 WITH changed AS (
     UPDATE users SET updated_at = $2, failed_login_attempts = $11, last_login_at = $12, version = $16,
-        password_hash = $19
+        password_hash = $19, account_locked = $35, lockout_until = $36
     WHERE id = $1 AND version = $21 AND password_hash = $31
         AND (email_verified, first_name, last_name, revision, role, status, last_password_change, two_factor_enabled,
             password_reset_required, account_locked) = ($10, $13, $14, $15, $17, $18, $20, $32, $33, $34)
@@ -84,6 +84,7 @@ class _Read:
     wrapped_key: str
     version: int
     password_hash: str
+    account_locked: bool
     profile: Profile
 
 
@@ -103,13 +104,17 @@ class Users:
         if row is None:
             return None
         user = _user(row)
-        self._read[user_id] = _Read(row["wrapped"], user.version, user.password_hash, _profile(row))
+        self._read[user_id] = _Read(
+            row["wrapped"], user.version, user.password_hash, user.account_locked, _profile(row)
+        )
         return user
 
     def trust(self, candidate: "Candidate") -> User:
         """A user that was read without a lock: saving it raises `Stale` if its row has changed since."""
         user = candidate.user
-        self._read[user.id] = _Read(candidate.wrapped_key, user.version, user.password_hash, user.profile)
+        self._read[user.id] = _Read(
+            candidate.wrapped_key, user.version, user.password_hash, user.account_locked, user.profile
+        )
         return user
 
     async def add(self, user: User) -> bool:
@@ -145,8 +150,8 @@ class Users:
         if session is None:
             statement, more = _SAVE, _slow_columns(user)
         else:
-            guards = (read.password_hash, user.two_factor_enabled, user.password_reset_required, user.account_locked)
-            statement, more = _SIGN_IN, (*session.values, *guards)
+            guards = (read.password_hash, user.two_factor_enabled, user.password_reset_required, read.account_locked)
+            statement, more = _SIGN_IN, (*session.values, *guards, user.account_locked, user.lockout_until)
         try:
             changed = await self._connection.fetchval(
                 statement, *self._events(user, read.wrapped_key), user.email_verified, user.failed_logins,
@@ -238,9 +243,11 @@ class Candidate:
     sessions_past_cap: list[UUID]
 
 
+# $2 is the hash of what the device shows, $3 the time.
+_DEVICE_KNOWN = "EXISTS (SELECT FROM device_tokens d WHERE d.hash = $2 AND d.user_id = u.id AND d.expires_at > $3)"
 _CANDIDATE = f"""
 SELECT {_USER}, {_PROFILE}, k.wrapped,
-    EXISTS (SELECT FROM device_tokens d WHERE d.hash = $2 AND d.user_id = u.id AND d.expires_at > $3) AS device_known,
+    {_DEVICE_KNOWN} AS device_known,
     ARRAY (
         SELECT s.id FROM user_sessions s WHERE s.user_id = u.id AND s.ended_at IS NULL AND s.expires_at > $3
             AND s.last_active_at > $5
@@ -272,13 +279,19 @@ class StoredPassword:
     email: str
     password_hash: str
     two_factor_enabled: bool
+    device_known: bool
 
 
-async def password_of(connection: Connection, user_id: UUID) -> StoredPassword | None:
+_PASSWORD = f"""
+SELECT u.email, u.password_hash, u.two_factor_enabled, {_DEVICE_KNOWN} AS device_known
+FROM users u WHERE u.id = $1 AND u.status <> 'deleted'"""
+
+
+async def password_of(
+    connection: Connection, user_id: UUID, *, device_hash: bytes | None = None, at: datetime | None = None
+) -> StoredPassword | None:
     """A user's password as it is stored, read without a lock; None for unknown and deleted ones."""
-    row = await connection.fetchrow(
-        "SELECT email, password_hash, two_factor_enabled FROM users WHERE id = $1 AND status <> 'deleted'", user_id
-    )
+    row = await connection.fetchrow(_PASSWORD, user_id, device_hash, at)
     return None if row is None else StoredPassword(**row)
 
 
@@ -372,8 +385,9 @@ class StoredAccounts:
 async def security_of(connection: Connection, user_id: UUID) -> Security:
     """How an account is guarded, for its operators."""
     row = await connection.fetchrow(
-        "SELECT failed_login_attempts, account_locked, lockout_until, last_password_change, two_factor_enabled "
-        "FROM users WHERE id = $1",
+        "SELECT failed_login_attempts, coalesce(account_locked AND lockout_until > now(), false) AS account_locked, "
+        "CASE WHEN account_locked AND lockout_until > now() THEN lockout_until END AS lockout_until, "
+        "last_password_change, two_factor_enabled FROM users WHERE id = $1",
         user_id,
     )
     return Security.model_validate(dict(row or {}))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from contracts.operations import Caller, Limit, Operation
+from contracts.operations import Caller, Even, Limit, Operation
 from contracts.users import Tokens, User
 from contracts.wire import Broken, Code, Email, Empty, PersonName, Secret, Token, Wire
 
@@ -13,6 +13,10 @@ def _accepted(terms: bool) -> bool:
     if not terms:
         raise Broken("not_accepted", "The terms must be accepted.")
     return terms
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class Register(Wire):
@@ -26,7 +30,9 @@ class Register(Wire):
 
 
 class Registered(Wire):
-    user: User
+    user: User | None = Field(
+        default=None, exclude_if=_is_none, description="absent where registered emails are hidden"
+    )
 
 
 class VerifyEmail(Wire):
@@ -53,10 +59,6 @@ class Login(Wire):
     remember_me: bool = False
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 class LoggedIn(Wire):
     """Either `user` and `tokens`, or, where a second factor is on, what `auth.two-factor` is asked with."""
 
@@ -81,6 +83,16 @@ class ShowSecondFactor(Wire):
 class SecondFactorShown(Wire):
     user: User
     tokens: Tokens
+
+
+class Unlock(Wire):
+    """Use the link of the mail about a locked account; it is good once."""
+
+    token: Token
+
+
+class Unlocked(Wire):
+    device_token: str = Field(description="keep it as after a sign-in: this device is known and may try its password")
 
 
 class Refresh(Wire):
@@ -129,8 +141,9 @@ OPERATIONS = (
         Registered,
         "POST /auth/register",
         limit=Limit.REGISTER,
+        even=Even.WHERE_HIDDEN,
         writes=True,
-        emits=("UserRegistered", "EmailVerificationRequested"),
+        emits=("UserRegistered", "EmailVerificationRequested", "RegistrationRepeated"),
         audits=("registration_refused",),
     ),
     Operation(
@@ -147,6 +160,7 @@ OPERATIONS = (
         Empty,
         "POST /auth/resend-verification",
         limit=Limit.MAIL,
+        even=Even.ALWAYS,
         writes=True,
         emits=("EmailVerificationRequested",),
         audits=("verification_requested",),
@@ -157,9 +171,10 @@ OPERATIONS = (
         LoggedIn,
         "POST /auth/login",
         limit=Limit.LOGIN,
+        even=Even.REFUSALS,
         writes=True,
         holds_secrets=True,
-        emits=("UserLogin", "LoginFailed", "SessionRevoked"),
+        emits=("UserLogin", "LoginFailed", "AccountLocked", "SessionRevoked"),
         audits=("login_refused", "two_factor_challenged"),
     ),
     Operation(
@@ -172,6 +187,15 @@ OPERATIONS = (
         holds_secrets=True,
         emits=("UserLogin", "LoginFailed", "BackupCodeUsed", "SessionRevoked"),
         audits=("two_factor_refused", "login_refused"),
+    ),
+    Operation(
+        "users.v1.auth.unlock",
+        Unlock,
+        Unlocked,
+        "POST /auth/unlock",
+        writes=True,
+        holds_secrets=True,
+        emits=("AccountUnlocked",),
     ),
     Operation(
         "users.v1.auth.refresh",

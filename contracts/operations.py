@@ -38,6 +38,15 @@ class Limit(Enum):
     UPLOAD = "api:upload"
 
 
+class Even(Enum):
+    """Which replies come no earlier than `USER_SERVICE_ANSWER_MS_MIN`, so that their time tells nothing."""
+
+    NEVER = "none"
+    REFUSALS = "refusals"
+    ALWAYS = "all"
+    WHERE_HIDDEN = "all, where registered emails are hidden"
+
+
 FRESH_S = 900
 """How old a caller's proof of identity may be where an act weighs."""
 
@@ -59,6 +68,7 @@ class Operation:
     caller: Caller | Permission = Caller.ANYONE
     fresh: bool = False
     limit: Limit = Limit.GENERAL
+    even: Even = Even.NEVER
     writes: bool = False
     holds_secrets: bool = False
     emits: tuple[str, ...] = ()

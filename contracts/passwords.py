@@ -1,6 +1,6 @@
 """A password's life: `users.v1.auth.*-password` and `users.v1.me.change-password`."""
 
-from contracts.operations import Caller, Limit, Operation
+from contracts.operations import Caller, Even, Limit, Operation
 from contracts.wire import Code, Email, Empty, PersonName, Secret, Token, Wire
 
 
@@ -59,6 +59,7 @@ OPERATIONS = (
         Empty,
         "POST /auth/forgot-password",
         limit=Limit.MAIL,
+        even=Even.ALWAYS,
         writes=True,
         emits=("PasswordResetRequested",),
         audits=("password_reset_asked",),
@@ -69,7 +70,7 @@ OPERATIONS = (
         Empty,
         "POST /auth/reset-password",
         writes=True,
-        emits=("PasswordReset", "EmailVerified", "SessionRevoked"),
+        emits=("PasswordReset", "AccountUnlocked", "EmailVerified", "SessionRevoked"),
     ),
     Operation(
         "users.v1.me.change-password",
@@ -78,7 +79,7 @@ OPERATIONS = (
         "PUT /users/me/password",
         caller=Caller.SIGNED_IN,
         writes=True,
-        emits=("PasswordChanged", "SessionRevoked", "LoginFailed", "BackupCodeUsed"),
+        emits=("PasswordChanged", "SessionRevoked", "LoginFailed", "AccountLocked", "BackupCodeUsed"),
         audits=("login_refused", "two_factor_refused"),
     ),
 )

@@ -67,7 +67,10 @@ OPERATIONS = (
         caller=Caller.SIGNED_IN,
         writes=True,
         holds_secrets=True,
-        emits=("LoginFailed",),
+        emits=(
+            "LoginFailed",
+            "AccountLocked",
+        ),
         audits=("login_refused", "two_factor_begun"),
     ),
     Operation(
@@ -90,7 +93,7 @@ OPERATIONS = (
         caller=Caller.SIGNED_IN,
         limit=Limit.CODE,
         writes=True,
-        emits=("TwoFactorDisabled", "BackupCodeUsed", "LoginFailed"),
+        emits=("TwoFactorDisabled", "BackupCodeUsed", "LoginFailed", "AccountLocked"),
         audits=_REFUSED,
     ),
     Operation(
@@ -109,7 +112,7 @@ OPERATIONS = (
         limit=Limit.CODE,
         writes=True,
         holds_secrets=True,
-        emits=("BackupCodesRegenerated", "LoginFailed"),
+        emits=("BackupCodesRegenerated", "LoginFailed", "AccountLocked"),
         audits=_REFUSED,
     ),
 )

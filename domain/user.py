@@ -7,6 +7,8 @@ from uuid import UUID
 
 from domain.avatar import Avatar
 from domain.events import (
+    AccountLocked,
+    AccountUnlocked,
     AvatarUpdated,
     BackupCodesRegenerated,
     BackupCodeUsed,
@@ -24,6 +26,7 @@ from domain.events import (
     PasswordResetRequired,
     ProfileUpdated,
     RefreshTokenReused,
+    RegistrationRepeated,
     SessionRevoked,
     TwoFactorDisabled,
     TwoFactorEnabled,
@@ -124,6 +127,10 @@ class User:
         )
         return user
 
+    def registration_repeated(self, *, at: datetime) -> None:
+        """Somebody tried to register with this address; only its owner is told."""
+        self._record(RegistrationRepeated(user_id=self.id, email=self.email), at)
+
     def request_verification(
         self, *, token_id: UUID, not_me_token_id: UUID, expires_at: datetime, reason: str, at: datetime
     ) -> None:
@@ -222,6 +229,22 @@ class User:
                 at,
             )
 
+    def is_locked(self, at: datetime) -> bool:
+        """Do only known devices get in? A lock ends by itself."""
+        return self.account_locked and self.lockout_until is not None and at < self.lockout_until
+
+    def lock(self, *, until: datetime, token_id: UUID, expires_at: datetime, at: datetime) -> None:
+        """Too many wrong passwords from everywhere: whoever comes from no known device must wait, or use the link."""
+        self.account_locked, self.lockout_until = True, until
+        self._record(AccountLocked(user_id=self.id, until=until, token_id=token_id, expires_at=expires_at), at)
+
+    def unlock(self, *, reason: str, at: datetime) -> None:
+        """Take the lock off, and forget the failures in a row; nothing to tell where there was no lock."""
+        self.failed_logins = 0
+        if self.account_locked:
+            self.account_locked, self.lockout_until = False, None
+            self._record(AccountUnlocked(user_id=self.id, reason=reason), at)
+
     def require_may_sign_in(self, *, verified_email_required: bool) -> None:
         """What only the holder of the right password is told."""
         if self.status == "suspended":
@@ -246,6 +269,8 @@ class User:
         """Open a session; `token_id` names the link by which it can be disowned."""
         new_device = self.is_new(known_device=known_device)
         self.failed_logins = 0
+        if not self.is_locked(at):  # a lock that stands is kept for those who come from elsewhere
+            self.account_locked, self.lockout_until = False, None
         self.last_login_at = at
         self._record(
             UserLogin(
@@ -276,8 +301,8 @@ class User:
     def reset_password(self, password_hash: str, *, at: datetime) -> None:
         """Whoever holds the mail's link owns the address: it is verified, and nothing stands in their way any more."""
         self._renew_password(password_hash, at)
-        self.account_locked, self.lockout_until = False, None
         self._record(PasswordReset(user_id=self.id), at)
+        self.unlock(reason="password_reset", at=at)
         self.verify_email(reason="reset", at=at)
 
     def _renew_password(self, password_hash: str, at: datetime) -> None:

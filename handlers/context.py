@@ -24,11 +24,12 @@ from adapters.tokens import TokenMint, hash_of
 from adapters.two_factor import TwoFactorSecrets
 from adapters.unit_of_work import Announce, KeepReply, UnitOfWork, unit_of_work
 from contracts.health import Health
+from contracts.users import User as UserView
 from contracts.wire import Wire
 from domain.permissions import PERMISSIONS, Role
 from domain.refusals import NoCaller
 from domain.session import Standing
-from domain.user import Origin
+from domain.user import Origin, User
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,10 @@ class Context:
     announce: Announce
     now: Callable[[], datetime]
     check_health: Callable[[], Awaitable[Health]]
+
+    def hides(self, account: User | UserView) -> bool:
+        """Is nobody to know of this account yet? Where registered emails are hidden, until its address is verified."""
+        return self.settings.hide_registered_emails and not account.email_verified
 
     def unit_of_work(self, call: Call, *, one_statement: bool = False) -> AbstractAsyncContextManager[UnitOfWork]:
         """A transaction of this request: its events and audit rows say where they came from."""

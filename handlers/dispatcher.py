@@ -22,7 +22,7 @@ from adapters.idempotency import Kept
 from adapters.limits import LimitReached, Window
 from adapters.nats import LEAVE_S, MessageTooLarge, leave, send, settle
 from adapters.telemetry import release
-from contracts.operations import Limit, Operation
+from contracts.operations import Even, Limit, Operation
 from contracts.wire import Error, ErrorCode, Meta, Wire
 from domain.refusals import (
     BadToken,
@@ -219,7 +219,9 @@ class Dispatcher:
             bind_contextvars(requestId=call.request_id)
             with self._answered_for(asked, headers, at=call.deadline + TIDYING_S):
                 async with asyncio.timeout_at(call.deadline):
+                    self._require_time(operation, call)
                     answer = await self._answer(operation, handler, call, message)
+                    await self._even_out(asked, answer)
         except Refusal as refusal:
             answer = self._refuse(headers, refusal)
         except TimeoutError:
@@ -230,6 +232,33 @@ class Dispatcher:
             log.exception("request failed", subject=operation.subject, requestId=request_id_of(headers))
             answer = self._fail(headers)
         await self._finish(asked, answer)
+
+    def _must_be_even(self, operation: Operation, *, refused: bool) -> bool:
+        match operation.even:
+            case Even.NEVER:
+                return False
+            case Even.REFUSALS:
+                return refused
+            case Even.ALWAYS:
+                return True
+            case Even.WHERE_HIDDEN:
+                return self._ctx.settings.hide_registered_emails
+
+    def _require_time(self, operation: Operation, call: Call) -> None:
+        """Where the time of a reply must tell nothing, a deadline must not tell how long the work took either.
+
+        Raises `DeadlineExceeded` before any work.
+        """
+        left_ms = (call.deadline - asyncio.get_running_loop().time()) * 1000
+        if self._must_be_even(operation, refused=True) and left_ms < self._ctx.settings.answer_ms_min:
+            raise DeadlineExceeded
+
+    async def _even_out(self, asked: Asked, answer: Answer) -> None:
+        """Hold a reply back until its time tells nothing of what was found."""
+        left_s = asked.began + self._ctx.settings.answer_ms_min / 1000 - time.perf_counter()
+        if left_s > 0 and self._must_be_even(asked.operation, refused=answer.error is not None):
+            with suppress(asyncio.CancelledError):  # at a stop: the work is done, and its reply goes out at once
+                await asyncio.sleep(left_s)
 
     @contextmanager
     def _answered_for(self, asked: Asked, headers: Mapping[str, str], *, at: float) -> Iterator[None]:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from adapters.idempotency import Claim, IdempotencyKeys, Kept
 from adapters.postgres import Connection
-from adapters.sessions import token_is_unused
+from adapters.sessions import device_is_known, token_is_unused
 from adapters.tokens import hash_of
 from adapters.turns import Turns
 from adapters.two_factor import challenge_is_open, factor_of
@@ -106,8 +106,8 @@ class Once:
 
 async def _is_unused(ctx: Context, data: str, user_id: UUID | None) -> bool:
     """May what was given out be given again? Tokens while the refresh token is unspent and its session lives, a
-    challenge while it is open, a second factor's secret while it is pending, backup codes while all of them are there,
-    an export to whoever is signed in.
+    challenge while it is open, a device's token while it is known, a second factor's secret while it is pending, backup
+    codes while all of them are there, an export to whoever is signed in.
     """
     held = json.loads(data)
     if "export" in held:
@@ -117,6 +117,8 @@ async def _is_unused(ctx: Context, data: str, user_id: UUID | None) -> bool:
             return await token_is_unused(connection, hash_of(held["tokens"]["refreshToken"]))
         if "challengeToken" in held:
             return await challenge_is_open(connection, hash_of(held["challengeToken"]), at=ctx.now())
+        if "deviceToken" in held:
+            return await device_is_known(connection, hash_of(held["deviceToken"]))
         factor = user_id and await factor_of(connection, user_id, device_hash=None, at=ctx.now())
     if not factor:
         return False

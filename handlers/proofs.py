@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import SecretStr
 
 from adapters.addresses import email_key
+from adapters.limits import Reservation
 from adapters.two_factor import factor_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import password_of
@@ -42,18 +43,18 @@ async def prove(
 ) -> Proof:
     """Check the caller's password, and a code where two-factor is on, before any transaction.
 
-    Raises `RateLimited`, or `WrongCredentials` and `WrongCode`, which are stored before they are answered; and, only
-    after the right password, `InvalidInput` where a code is missing.
+    Raises `RateLimited` or `AccountLocked`; or `WrongCredentials` and `WrongCode`, which are stored before they are
+    answered; and, only after the right password, `InvalidInput` where a code is missing.
     """
     async with ctx.database.connection() as connection:
-        seen = await password_of(connection, call.signed_in.user_id)
+        seen = await password_of(connection, call.signed_in.user_id, device_hash=call.device_hash, at=ctx.now())
     if seen is None:
         raise BadToken
-    tries = await reserve_try(ctx, call, email_key(seen.email))
+    tries = await reserve_try(ctx, call, email_key(seen.email), device_known=seen.device_known)
     try:
         matches = await ctx.hasher.verify(seen.password_hash, password.get_secret_value())
         if not matches:
-            await _refuse(ctx, call, seen.password_hash)
+            await _refuse(ctx, call, seen.password_hash, tries)
     except (Stale, Overloaded, Unavailable):
         await give_back(ctx, call, tries)  # nothing was learnt of the password
         raise
@@ -73,12 +74,12 @@ async def _prove_code(ctx: Context, call: Call, code: str | None, backup_code: s
     return await check_code(ctx, call, factor, code=code, backup_code=backup_code)
 
 
-async def _refuse(ctx: Context, call: Call, seen_hash: str) -> None:
+async def _refuse(ctx: Context, call: Call, seen_hash: str, tries: Reservation) -> None:
     async with ctx.unit_of_work(call) as work:
         user = await lock_caller(ctx, work, call)
         user.require_password_hash(seen_hash)
         refusal = WrongCredentials()
-        await record_refused(ctx, call, work, user.email, user, refusal)
+        await record_refused(ctx, call, work, user.email, user, refusal, tries=tries)
         await work.commit(refusal)
     raise refusal
 

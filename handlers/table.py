@@ -16,12 +16,14 @@ from handlers.requests import (
     sign_in,
     tokens,
     two_factor,
+    unlock,
 )
 
 HANDLERS: Handlers = {
     **registration.HANDLERS,
     **sign_in.HANDLERS,
     **second_step.HANDLERS,
+    **unlock.HANDLERS,
     **tokens.HANDLERS,
     **passwords.HANDLERS,
     **me.HANDLERS,

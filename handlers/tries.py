@@ -1,23 +1,57 @@
-"""Tries of a password: counted before the hash, given back when it was right, stored when it was wrong."""
+"""Tries of a password: counted before the hash, given back when it was right, stored when it was wrong.
 
+A source is a known device, else the end user's address. Five failures shut one source out of one account; fifty over
+all sources shut out whoever comes from no known device, and mail the owner a way in.
+"""
+
+from datetime import datetime, timedelta
+
+import uuid_utils.compat as uuid_utils
+
+from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
-from adapters.limits import Reservation, Window
+from adapters.limits import LimitReached, Reservation, Window
+from adapters.links import Link
 from adapters.settings import Rate
+from adapters.strangers import refuse_stranger
 from adapters.unit_of_work import UnitOfWork
 from contracts.operations import Limit
-from domain.refusals import Refusal, WrongCredentials
+from domain.refusals import AccountLocked, Refusal, WrongCredentials
 from domain.user import User
 from handlers.context import Call, Context
 
+_OVER_ALL_SOURCES = f"{Limit.LOGIN.value}:account"
 
-async def reserve_try(ctx: Context, call: Call, key: str) -> Reservation:
-    """Count a try of an account's password, by account and source and by source; raises `RateLimited`."""
-    pair, rates = f"{key}:{call.source}", ctx.settings  # so nobody locks a stranger out
-    tries = await ctx.limits.reserve(
-        by_who_and_source(ctx, call, Limit.LOGIN, pair, rates.limit_login, rates.limit_login_source)
-    )
+
+async def reserve_try(ctx: Context, call: Call, key: str, *, device_known: bool) -> Reservation:
+    """Count a try of an account's password; raises `RateLimited`, and to a known device `AccountLocked`."""
+    try:
+        tries = await ctx.limits.reserve(_windows(ctx, call, key, device_known=device_known))
+    except LimitReached as refusal:
+        ctx.metrics.authentications.labels("limited", "password").inc()
+        if not device_known:
+            raise
+        call.reply_headers.update(refusal.headers)
+        raise AccountLocked(ctx.now() + timedelta(seconds=refusal.retry_after_s)) from refusal
     call.reply_headers.update(tries.headers)
     return tries
+
+
+def _windows(ctx: Context, call: Call, key: str, *, device_known: bool) -> tuple[Window, ...]:
+    """A known device is a source of its own: whoever shares its address cannot use up its tries."""
+    rates = ctx.settings
+    device = f"device:{call.device_hash.hex()[:32]}" if device_known and call.device_hash else None
+    pair = Window(
+        Limit.LOGIN.value, f"{key}:{device or call.source}", rates.limit_login.tries_max, rates.limit_login.window_s,
+        locks=True, cleared_with=key,
+    )  # fmt: skip
+    over_all = Window(
+        _OVER_ALL_SOURCES, key, rates.limit_login_account.tries_max, rates.limit_login_account.window_s,
+        locks=True, refuses=device is None, cleared_with=key,
+    )  # fmt: skip
+    return (
+        (pair, over_all) if device else (pair, _by_source(ctx, call, Limit.LOGIN, rates.limit_login_source), over_all)
+    )
 
 
 async def give_back(ctx: Context, call: Call, tries: Reservation) -> None:
@@ -26,27 +60,51 @@ async def give_back(ctx: Context, call: Call, tries: Reservation) -> None:
     call.reply_headers.update(tries.given_back().headers)
 
 
-def by_who_and_source(
-    ctx: Context, call: Call, limit: Limit, who: str, by_who: Rate, by_source: Rate
-) -> tuple[Window, ...]:
-    """Tries for an address from wherever, or from one source, and of a source over all addresses.
-
-    All end users of a gateway that names no address share one source: it has a figure of its own.
-    """
-    rate = by_source if call.client_ip else ctx.settings.limit_bus_client
-    return (
-        Window(limit.value, who, by_who.tries_max, by_who.window_s),
-        Window(f"{limit.value}:source", call.source, rate.tries_max, rate.window_s),
+async def clear_tries(ctx: Context, email: str) -> None:
+    """Forget all failures of an account, from every source; to be called once its lock has been taken off."""
+    rates = ctx.settings
+    await ctx.limits.clear(
+        email_key(email), within_s=max(rates.limit_login.window_s, rates.limit_login_account.window_s)
     )
 
 
+def by_who_and_source(
+    ctx: Context, call: Call, limit: Limit, who: str, by_who: Rate, by_source: Rate
+) -> tuple[Window, ...]:
+    """Tries for an address from wherever, and of a source over all addresses."""
+    return (
+        Window(limit.value, who, by_who.tries_max, by_who.window_s),
+        _by_source(ctx, call, limit, by_source),
+    )
+
+
+def _by_source(ctx: Context, call: Call, limit: Limit, by_source: Rate) -> Window:
+    """All end users of a gateway that names no address share one source: it has a figure of its own."""
+    rate = by_source if call.client_ip else ctx.settings.limit_bus_client
+    return Window(f"{limit.value}:source", call.source, rate.tries_max, rate.window_s)
+
+
 async def record_refused(
-    ctx: Context, call: Call, work: UnitOfWork, address: str, user: User | None, refusal: Refusal
+    ctx: Context,
+    call: Call,
+    work: UnitOfWork,
+    address: str,
+    user: User | None,
+    refusal: Refusal,
+    *,
+    tries: Reservation | None = None,
 ) -> None:
-    """The same audit row for a known and an unknown address; a known one counts its wrong passwords besides."""
+    """The same rows for a known and an unknown address: one that counts the failure, one in the audit log.
+
+    The try that fills the count over all sources locks the account.
+    """
     at = ctx.now()
-    if user is not None and isinstance(refusal, WrongCredentials):
+    if user is None:
+        await refuse_stranger(work.connection, email_key(address), at=at)
+    elif isinstance(refusal, WrongCredentials):
         user.refuse_password(origin=call.origin, at=at)
+        if tries is not None and _OVER_ALL_SOURCES in tries.filled and not user.is_locked(at):
+            await _lock(ctx, work, user, at=at)
         await work.users.save(user)
     await work.audit(
         AuditRow(
@@ -58,3 +116,15 @@ async def record_refused(
             personal={"email": address},
         )
     )
+
+
+async def _lock(ctx: Context, work: UnitOfWork, user: User, *, at: datetime) -> None:
+    """An unlock link that is still good is mailed again: of all that an attack makes us send, each stays good."""
+    link = await work.links.newest_open(user.id, "unlock", user.email, at=at)
+    if link is None:
+        expires_at = at + ctx.settings.lifetimes.unlock_link
+        link = Link(id=uuid_utils.uuid7(), user_id=user.id, purpose="unlock", address=user.email, expires_at=expires_at)
+        await work.links.open(link, at=at)
+    until = at + timedelta(seconds=ctx.settings.limit_login_account.window_s)
+    user.lock(until=until, token_id=link.id, expires_at=link.expires_at, at=at)
+    ctx.metrics.lockouts.inc()

@@ -12,7 +12,6 @@ async def visible_account(ctx: Context, call: Call, user_id: UUID) -> Account:
     account = await ctx.accounts.get(user_id)
     if account is None or account.user.status != "active":
         raise NotFound
-    is_hidden = ctx.settings.hide_registered_emails and not account.user.email_verified
-    if is_hidden and user_id != call.signed_in.user_id:
+    if ctx.hides(account.user) and user_id != call.signed_in.user_id:
         raise NotFound
     return account

@@ -32,7 +32,7 @@ from domain.user import User
 from handlers.callers import lock_caller
 from handlers.context import Call, Context, Handlers
 from handlers.proofs import accept, prove
-from handlers.tries import by_who_and_source
+from handlers.tries import by_who_and_source, clear_tries
 
 
 async def check_password(ctx: Context, _: Call, request: CheckPassword) -> PasswordChecked:
@@ -147,6 +147,7 @@ async def reset_password(ctx: Context, call: Call, request: ResetPassword) -> Em
         await work.users.save(user)
         reply = Empty()
         await work.commit(reply)
+    await clear_tries(ctx, user.email)
     return reply
 
 

@@ -17,7 +17,7 @@ from contracts.auth import EmailVerified, Register, Registered, ResendVerificati
 from contracts.operations import Limit
 from contracts.wire import Empty
 from domain.password import own_words
-from domain.refusals import BadToken, EmailTaken, ExpiredToken
+from domain.refusals import BadToken, EmailTaken, ExpiredToken, Stale
 from domain.user import User, UserId
 from handlers.context import Call, Context, Handlers
 from handlers.requests.tokens import not_me_link
@@ -25,40 +25,78 @@ from handlers.tries import by_who_and_source
 
 
 async def register(ctx: Context, call: Call, request: Register) -> Registered:
-    """Open an account and ask for its verification mail; a taken address is refused before the costly hash."""
+    """Open an account and ask for its verification mail.
+
+    A taken address is refused before the costly hash; where registered emails are hidden, it costs the same, is
+    answered alike, and its owner is told.
+    """
     words = own_words(request.email, request.first_name, request.last_name)
     await asyncio.to_thread(ctx.passwords.require, request.password.get_secret_value(), words)
+    hidden = ctx.settings.hide_registered_emails
     async with ctx.database.connection() as connection:
         owner = await owner_of(connection, email_key(request.email))
-    if owner is not None:
+    if owner is not None and not hidden:
         async with ctx.unit_of_work(call) as work:
             raise await _taken(ctx, work, request, owner)
     password_hash = await ctx.hasher.hash(request.password.get_secret_value())
+    if owner is not None:
+        return await _repeat(ctx, call, request, owner)
 
-    at = ctx.now()
-    user = User.register(
-        UserId(uuid_utils.uuid7()),
-        email=request.email,
-        first_name=request.first_name,
-        last_name=request.last_name,
-        password_hash=password_hash,
-        at=at,
-        origin="registration",
-    )
-    links = _ask_for_verification(ctx, user, reason="registration", at=at)
+    user = _new_user(ctx, request, password_hash)
+    links = _ask_for_verification(ctx, user, reason="registration", at=user.created_at)
     async with ctx.unit_of_work(call) as work:
         if not await work.users.add(user):
+            if hidden:
+                return await _say_nothing(ctx, work, request, None)
             raise await _taken(ctx, work, request)
         for link in links:
-            await work.links.open(link, at=at)
-        reply = Registered(user=user_view(user))
+            await work.links.open(link, at=user.created_at)
+        reply = Registered() if hidden else Registered(user=user_view(user))
         await work.commit(reply)
     ctx.metrics.registrations.inc()
     return reply
 
 
+def _new_user(ctx: Context, request: Register, password_hash: str) -> User:
+    return User.register(
+        UserId(uuid_utils.uuid7()),
+        email=request.email,
+        first_name=request.first_name,
+        last_name=request.last_name,
+        password_hash=password_hash,
+        at=ctx.now(),
+        origin="registration",
+    )
+
+
+async def _repeat(ctx: Context, call: Call, request: Register, owner: UUID) -> Registered:
+    """Tell the owner of a taken address, and nobody else."""
+    async with ctx.unit_of_work(call) as work:
+        user = await work.users.lock(owner)
+        if user is None or email_key(user.email) != email_key(request.email):
+            raise Stale  # the address is free, or another's, by now
+        user.registration_repeated(at=ctx.now())
+        await work.users.save(user)
+        return await _say_nothing(ctx, work, request, owner)
+
+
+async def _say_nothing(ctx: Context, work: UnitOfWork, request: Register, owner: UUID | None) -> Registered:
+    await _record_refused(ctx, work, request, owner)
+    reply = Registered()
+    await work.commit(reply)
+    return reply
+
+
 async def _taken(ctx: Context, work: UnitOfWork, request: Register, owner: UUID | None = None) -> EmailTaken:
-    """The refusal is stored before it is answered; the address under its owner's key, so that it can be erased."""
+    """The refusal is stored before it is answered."""
+    await _record_refused(ctx, work, request, owner)
+    refusal = EmailTaken()
+    await work.commit(refusal)
+    return refusal
+
+
+async def _record_refused(ctx: Context, work: UnitOfWork, request: Register, owner: UUID | None) -> None:
+    """The address stands under its owner's key, so that it can be erased."""
     await work.audit(
         AuditRow(
             action="registration_refused",
@@ -68,9 +106,6 @@ async def _taken(ctx: Context, work: UnitOfWork, request: Register, owner: UUID 
             personal={"email": request.email},
         )
     )
-    refusal = EmailTaken()
-    await work.commit(refusal)
-    return refusal
 
 
 def _ask_for_verification(ctx: Context, user: User, *, reason: str, at: datetime) -> tuple[Link, Link]:

@@ -7,6 +7,7 @@ import uuid_utils.compat as uuid_utils
 
 from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
+from adapters.limits import Reservation
 from adapters.postgres import Connection
 from adapters.sessions import NewSession
 from adapters.tokens import hash_of, new_secret
@@ -25,11 +26,14 @@ from handlers.tries import give_back, record_refused, reserve_try
 
 
 async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
-    """Sign in. A try is counted before the hash and given back when the password was right."""
-    key = email_key(request.email)
-    tries = await reserve_try(ctx, call, key)
+    """Sign in. A try is counted before the hash and given back when the password was right. Who it may be is read
+    before: a device that is known has tries of its own."""
+    async with ctx.database.connection() as connection:
+        seen = await candidate(ctx, call, connection, email_key(request.email))
+    device_known = seen is not None and seen.device_known
+    tries = await reserve_try(ctx, call, email_key(request.email), device_known=device_known)
     try:
-        outcome, matches = await _check_and_sign_in(ctx, call, request, key)
+        outcome, matches = await _check_and_sign_in(ctx, call, request, seen, tries)
     except (Stale, Overloaded, Unavailable):
         await give_back(ctx, call, tries)  # nothing was learnt of the password
         raise
@@ -47,12 +51,14 @@ def _result(outcome: LoggedIn | Refusal) -> str:
     return "challenge" if outcome.two_factor_required else "success"
 
 
-async def _check_and_sign_in(ctx: Context, call: Call, request: Login, key: str) -> tuple[LoggedIn | Refusal, bool]:
-    """What comes of it, and whether the password was right."""
+async def _check_and_sign_in(
+    ctx: Context, call: Call, request: Login, seen: Candidate | None, tries: Reservation
+) -> tuple[LoggedIn | Refusal, bool]:
+    """What comes of it, and whether the password was right; of an account that is hidden it never is."""
     password = request.password.get_secret_value()
-    async with ctx.database.connection() as connection:
-        seen = await candidate(ctx, call, connection, key)
     matches = await ctx.hasher.verify(seen.user.password_hash if seen else None, password)
+    if seen is not None and ctx.hides(seen.user):
+        matches = False
     upgraded = None
     if seen and matches and ctx.hasher.is_outdated(seen.user.password_hash):
         upgraded = await ctx.hasher.hash(password)
@@ -61,7 +67,8 @@ async def _check_and_sign_in(ctx: Context, call: Call, request: Login, key: str)
             alone = seen.device_known and not seen.sessions_past_cap
             async with ctx.unit_of_work(call, one_statement=alone) as work:
                 return await _log_in(ctx, call, work, seen, upgraded, remember_me=request.remember_me), True
-    return await _decide_under_lock(ctx, call, request, key, seen, matches=matches, upgraded=upgraded), matches
+    outcome = await _decide_under_lock(ctx, call, request, seen, tries, matches=matches, upgraded=upgraded)
+    return outcome, matches
 
 
 async def candidate(ctx: Context, call: Call, connection: Connection, key: str) -> Candidate | None:
@@ -74,7 +81,14 @@ async def candidate(ctx: Context, call: Call, connection: Connection, key: str) 
 
 
 async def _decide_under_lock(
-    ctx: Context, call: Call, request: Login, key: str, seen: Candidate | None, *, matches: bool, upgraded: str | None
+    ctx: Context,
+    call: Call,
+    request: Login,
+    seen: Candidate | None,
+    tries: Reservation,
+    *,
+    matches: bool,
+    upgraded: str | None,
 ) -> LoggedIn | Refusal:
     """What was seen of the password is checked again under the lock; a refusal is stored as well."""
     async with ctx.unit_of_work(call) as work:
@@ -85,12 +99,12 @@ async def _decide_under_lock(
         if user is not None and refusal is None:
             if user.two_factor_enabled:
                 return await _challenge(ctx, call, work, user, upgraded, remember_me=request.remember_me)
-            now = await candidate(ctx, call, work.connection, key)
+            now = await candidate(ctx, call, work.connection, email_key(request.email))
             if now is None or now.user.id != user.id:
                 raise Stale  # the address has gone to another
             return await _log_in(ctx, call, work, now, upgraded, remember_me=request.remember_me)
         refusal = refusal or WrongCredentials()
-        await record_refused(ctx, call, work, request.email, user, refusal)
+        await record_refused(ctx, call, work, request.email, user, refusal, tries=tries)
         await work.commit(refusal)
     return refusal
 

@@ -1,6 +1,7 @@
 """Rate limits on a real server: exact under concurrency, all windows or none, and kept in the process without it."""
 
 import asyncio
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -144,3 +145,67 @@ async def test_while_the_server_is_stopped_the_process_counts(servers: EmbeddedS
     await client.ping()
     assert await _try(limits, window)
     await client.close()
+
+
+def _lock(tries_max: int = 2, window_s: int = 1, *, refuses: bool = True, owner: str | None = None) -> Window:
+    return Window("auth:login", uuid4().hex, tries_max, window_s, locks=True, refuses=refuses, cleared_with=owner)
+
+
+async def test_a_lock_lasts_its_whole_time_from_the_try_that_filled_it(limits: Limits, limits_alone: Limits) -> None:
+    for tried in (limits, limits_alone):
+        lock = _lock()
+        await tried.reserve((lock,))
+        await asyncio.sleep(0.6)  # the first try will be out of the window long before the second
+        filling = await tried.reserve((lock,))
+        assert filling.filled == {"auth:login"}
+        await asyncio.sleep(0.6)
+        assert await _try(tried, lock) is None
+        await asyncio.sleep(0.5)
+        assert await _allowed(tried, 5, lock) == 2
+
+
+async def test_a_lock_whose_last_try_was_right_is_none(limits: Limits, limits_alone: Limits) -> None:
+    for tried in (limits, limits_alone):
+        lock = _lock(window_s=60)
+        await tried.reserve((lock,))
+        for _ in range(5):
+            await tried.give_back(await tried.reserve((lock,)))
+        assert await _try(tried, lock)
+        assert await _try(tried, lock) is None
+
+
+async def test_a_window_that_only_counts_fills_and_refuses_nobody(limits: Limits, limits_alone: Limits) -> None:
+    for tried in (limits, limits_alone):
+        counting, name = _lock(3, 60, refuses=False), uuid4().hex
+        pair = Window("pair", name, 9, 60)
+        made = [await tried.reserve((pair, counting)) for _ in range(5)]
+        assert [one.filled for one in made] == [set(), set(), {"auth:login"}, set(), set()]
+        assert [one.remaining for one in made] == [8, 7, 6, 5, 4]
+        assert await _try(tried, replace(counting, refuses=True)) is None
+
+
+async def test_what_is_cleared_is_forgotten_in_every_window_of_its_owner(limits: Limits, limits_alone: Limits) -> None:
+    for tried in (limits, limits_alone):
+        owner = uuid4().hex
+        one, other = (_lock(window_s=60, owner=owner) for _ in range(2))
+        strangers = _window(9)
+        for _ in range(2):
+            await tried.reserve((one, strangers))
+            await tried.reserve((other,))
+        assert await _try(tried, one) is None
+        await tried.clear(owner, within_s=60)
+        await asyncio.sleep(0.005)
+        assert await _allowed(tried, 5, one) == 2
+        assert await _allowed(tried, 5, other) == 2
+        assert (await tried.reserve((strangers,))).remaining == 6
+
+
+async def test_the_same_entry_counts_once(limits: Limits, limits_alone: Limits) -> None:
+    for tried in (limits, limits_alone):
+        windows = (_window(2), _window(5))
+        for _ in range(4):
+            await tried.reserve(windows, entry="the first event")
+        await tried.reserve(windows, entry="the second event")
+        await tried.reserve(windows, entry="the first event")
+        with pytest.raises(LimitReached):
+            await tried.reserve(windows, entry="the third event")
