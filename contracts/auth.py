@@ -143,7 +143,7 @@ OPERATIONS = (
         limit=Limit.REGISTER,
         even=Even.WHERE_HIDDEN,
         writes=True,
-        emits=("UserRegistered", "EmailVerificationRequested", "RegistrationRepeated"),
+        emits=("UserRegistered", "EmailVerificationRequested", "RegistrationRepeated", "UserDeleted"),
         audits=("registration_refused",),
     ),
     Operation(

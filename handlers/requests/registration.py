@@ -6,8 +6,10 @@ from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 
+from adapters.abandoned import is_abandoned
 from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
+from adapters.erasure import free_address
 from adapters.limits import LimitReached
 from adapters.links import Link, link_by_token
 from adapters.tokens import hash_of
@@ -28,23 +30,26 @@ async def register(ctx: Context, call: Call, request: Register) -> Registered:
     """Open an account and ask for its verification mail.
 
     A taken address is refused before the costly hash; where registered emails are hidden, it costs the same, is
-    answered alike, and its owner is told.
+    answered alike, and its owner is told. An account that nobody verified in time gives way.
     """
     words = own_words(request.email, request.first_name, request.last_name)
     await asyncio.to_thread(ctx.passwords.require, request.password.get_secret_value(), words)
     hidden = ctx.settings.hide_registered_emails
     async with ctx.database.connection() as connection:
         owner = await owner_of(connection, email_key(request.email))
-    if owner is not None and not hidden:
+        gives_way = owner is not None and await is_abandoned(connection, owner, at=ctx.now())
+    if owner is not None and not hidden and not gives_way:
         async with ctx.unit_of_work(call) as work:
             raise await _taken(ctx, work, request, owner)
     password_hash = await ctx.hasher.hash(request.password.get_secret_value())
-    if owner is not None:
+    if owner is not None and not gives_way:
         return await _repeat(ctx, call, request, owner)
 
     user = _new_user(ctx, request, password_hash)
     links = _ask_for_verification(ctx, user, reason="registration", at=user.created_at)
     async with ctx.unit_of_work(call) as work:
+        if owner is not None:
+            await _give_way(work, owner, at=user.created_at)
         if not await work.users.add(user):
             if hidden:
                 return await _say_nothing(ctx, work, request, None)
@@ -67,6 +72,18 @@ def _new_user(ctx: Context, request: Register, password_hash: str) -> User:
         at=ctx.now(),
         origin="registration",
     )
+
+
+async def _give_way(work: UnitOfWork, owner: UUID, *, at: datetime) -> None:
+    """End the account that was abandoned, and free its address at once; raises `Stale` where it is so no more."""
+    user = await work.users.lock(owner)
+    if user is None or not await is_abandoned(work.connection, owner, at=at):
+        raise Stale
+    await work.end_sessions(user, reason="account_deleted", at=at)
+    await work.links.void(user.id, "not-me", at=at)
+    user.delete(by="system", at=at)
+    await work.users.save(user)
+    await free_address(work.connection, user.id)
 
 
 async def _repeat(ctx: Context, call: Call, request: Register, owner: UUID) -> Registered:
