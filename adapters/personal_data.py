@@ -6,7 +6,7 @@ from collections.abc import Set
 from uuid import UUID
 
 from adapters.bounded import BoundedDict
-from adapters.keys import CannotOpen, Keys, decrypt, encrypt
+from adapters.keys import CannotOpen, Keys, decrypt, encrypt, mac
 from adapters.postgres import Connection
 
 NOBODY = UUID(int=0)
@@ -63,6 +63,10 @@ class PersonalData:
             return self._keys.seal("personal", self._keys.open("personal", wrapped, place=place), place=place)
         except CannotOpen:
             return None
+
+    def pseudonym(self, text: str) -> str:
+        """A name for a personal text where it must not stand itself; another one once the ring's key is replaced."""
+        return mac(self._keys.ring("personal").key, b"pseudonym", text.encode()).hex()[:32]
 
     def seal(self, wrapped: str, user_id: UUID | None, value: object, *, place: str) -> str:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)

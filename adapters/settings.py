@@ -144,6 +144,13 @@ class Settings(BaseSettings):
     limit_mail_source: RateSetting = Field(
         default=Rate(tries_max=20, window_s=3600), description="mails asked for, by source"
     )
+    limit_mail_kind: RateSetting = Field(
+        default=Rate(tries_max=3, window_s=3600),
+        description="mails of one kind to one address; what goes beyond is not sent",
+    )
+    limit_mail_kind_daily: RateSetting = Field(
+        default=Rate(tries_max=10, window_s=86_400), description="the same, over a day"
+    )
     limit_code: RateSetting = Field(
         default=Rate(tries_max=5, window_s=900), description="second-factor codes, by account"
     )
@@ -256,8 +263,8 @@ class Settings(BaseSettings):
 
     @field_validator(
         "limit_login", "limit_login_source", "limit_login_account", "limit_register", "limit_general",
-        "limit_mail_address", "limit_mail_source", "limit_code", "limit_upload", "limit_export", "limit_bus_client",
-        mode="before",
+        "limit_mail_address", "limit_mail_source", "limit_mail_kind", "limit_mail_kind_daily", "limit_code",
+        "limit_upload", "limit_export", "limit_bus_client", mode="before",
     )  # fmt: skip
     @classmethod
     def _read_rate(cls, value: object) -> object:

@@ -106,6 +106,10 @@ class Metrics:
         self.lockouts = Counter(
             "account_lockouts_total", "Accounts locked for devices that are not known", registry=registry
         )
+        self.mails_capped = Counter(
+            "mails_capped_total", "Mails not sent: the address has had enough of the kind", ["template"],
+            registry=registry,
+        )  # fmt: skip
         self.password_hashes = Counter("password_hashes_total", "New password hashes made", registry=registry)
         self.registrations = Counter("user_registrations_total", "Accounts opened", registry=registry)
         self.without_client_ip = Counter(

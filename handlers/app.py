@@ -23,6 +23,7 @@ from adapters.idempotency import IdempotencyKeys
 from adapters.key_rotation import RELOAD_S
 from adapters.keys import BadKeys, Keys
 from adapters.limits import Limits
+from adapters.mail_caps import MailCaps
 from adapters.migrations import require_current
 from adapters.nats import EVENT_GROUPS, AnsweringClient, close, connect, durables, provision
 from adapters.password_rules import PasswordRules
@@ -242,7 +243,8 @@ def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Seque
             settings.smtp_url.get_secret_value(), sender=settings.mail_from, allow_plaintext=settings.allow_plaintext
         )
         stack.push_async_callback(mailer.close)
-        email = Email(means.database, mailer, settings, now)
+        caps = MailCaps(Limits(means.redis, enabled=settings.rate_limits == "on"), means.personal, settings)
+        email = Email(means.database, mailer, caps, settings, means.metrics, now)
         handlers["email"] = email.handle, email.handle_replayed
     if "audit" in groups:
         audit = Audit(means.database, means.personal)

@@ -11,12 +11,14 @@ from uuid import UUID
 from adapters.event_log import StoredEvent
 from adapters.inbox import groups_done, mark_done
 from adapters.links import Link, add_link_token, link_by_id
+from adapters.mail_caps import MailCaps
 from adapters.mail_templates import render
 from adapters.postgres import Database
 from adapters.recipients import Recipient, active_admins, recipient_of
 from adapters.reserved_emails import is_anothers
 from adapters.settings import Settings
 from adapters.smtp import Mailer, MailRefused, MailUnavailable, OutgoingMail, message_id
+from adapters.telemetry import Metrics
 from adapters.tokens import hash_of, new_secret
 from domain.refusals import Overloaded, Stale, Unavailable
 from handlers.delivery import HOLD_S, Permanent
@@ -47,10 +49,20 @@ class Addressed:
 class Email:
     """Sends what the table says. The same event sends the same `Message-ID`s: a second delivery is recognisable."""
 
-    def __init__(self, database: Database, mailer: Mailer, settings: Settings, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        mailer: Mailer,
+        caps: MailCaps,
+        settings: Settings,
+        metrics: Metrics,
+        now: Callable[[], datetime],
+    ) -> None:
         self._database = database
         self._mailer = mailer
+        self._caps = caps
         self._settings = settings
+        self._metrics = metrics
         self._now = now
         self._places = asyncio.Semaphore(AT_ONCE_MAX)
 
@@ -141,6 +153,9 @@ class Email:
         to = _mailbox(stored, addressed, first)
         if to is None:
             return "superseded"
+        if not await self._caps.allow(to, mail.template, name=f"{event.id}:{addressed.name}"):
+            self._metrics.mails_capped.labels(mail.template).inc()
+            return "capped"
         ways = {**await self._way("", mail.link, first), **await self._way("second_", mail.second, second)}
         values = {**self._facts(stored, addressed), **ways}
         rendered = render(mail.template, recipient.language or event.metadata.locale, values)

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from tests.gateway import PASSWORD, Gateway, Reply, database, new_email
-from tests.program import Dev
+from tests.program import Dev, eventually
 
 WRONG = "Wrong-Password-1"
 
@@ -98,6 +98,27 @@ async def test_resending_is_silent_past_its_limit(limited: Dev, limited_client: 
             "SELECT count(*) FROM events WHERE aggregate_id = $1 AND type = 'EmailVerificationRequested'", UUID(user_id)
         )
     assert asked == 1 + 3
+
+
+async def test_an_address_gets_three_mails_of_a_kind_in_an_hour(limited: Dev, limited_client: Gateway) -> None:
+    await limited_client.register(email := new_email())
+    for sent in range(1, 4):
+        async with asyncio.timeout(10):
+            while len(limited_client.mails_to(email, "verify-email")) < sent:
+                await asyncio.sleep(0.02)
+        assert (await limited_client.call("auth.resend-verification", email=email)).ok
+    async with database(limited.ready) as rows:
+
+        async def capped() -> bool:
+            return bool(await rows.fetchval(_CAPPED, email))
+
+        await eventually(capped, within_s=10, what="the fourth mail to be left out")
+    assert len(limited_client.mails_to(email, "verify-email")) == 3
+
+
+_CAPPED = """
+SELECT count(*) FROM inbox i JOIN events e ON e.id = i.event_id JOIN users u ON u.id = e.aggregate_id
+WHERE i.group_name = 'email' AND i.outcome = 'capped' AND u.email = $1"""
 
 
 async def test_the_rest_is_counted_by_caller_and_says_what_remains(limited_client: Gateway) -> None:

@@ -101,6 +101,8 @@ WRONG = {
     "limit_general": "5/99999999999",
     "limit_mail_address": "-1/1",
     "limit_mail_source": "many",
+    "limit_mail_kind": "3/0",
+    "limit_mail_kind_daily": "-10/86400",
     "limit_bus_client": "",
     "access_algorithm": "none",
     "jwks_max_age_seconds": "0",
