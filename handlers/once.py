@@ -6,6 +6,7 @@ import random
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from adapters.idempotency import Claim, IdempotencyKeys, Kept
@@ -105,13 +106,9 @@ class Once:
 
 
 async def _is_unused(ctx: Context, data: str, user_id: UUID | None) -> bool:
-    """May what was given out be given again? Tokens while the refresh token is unspent and its session lives, a
-    challenge while it is open, a device's token while it is known, a second factor's secret while it is pending, backup
-    codes while all of them are there, an export to whoever is signed in.
-    """
+    """May what was given out be given again? Tokens, a challenge and a device's token while they are good and unused, a
+    second factor's secret while it is pending, backup codes while all are there, an export to whoever is signed in."""
     held = json.loads(data)
-    if "export" in held:
-        return True
     async with ctx.database.connection() as connection:
         if "tokens" in held:
             return await token_is_unused(connection, hash_of(held["tokens"]["refreshToken"]))
@@ -119,6 +116,11 @@ async def _is_unused(ctx: Context, data: str, user_id: UUID | None) -> bool:
             return await challenge_is_open(connection, hash_of(held["challengeToken"]), at=ctx.now())
         if "deviceToken" in held:
             return await device_is_known(connection, hash_of(held["deviceToken"]))
+    return "export" in held or await _is_the_factor(ctx, held, user_id)
+
+
+async def _is_the_factor(ctx: Context, held: dict[str, Any], user_id: UUID | None) -> bool:
+    async with ctx.database.connection() as connection:
         factor = user_id and await factor_of(connection, user_id, device_hash=None, at=ctx.now())
     if not factor:
         return False
