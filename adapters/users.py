@@ -109,6 +109,10 @@ class Users:
         )
         return user
 
+    async def lock_each(self, *user_ids: UUID) -> dict[UUID, User | None]:
+        """Several users, locked in the order of their ids: two who lock each other never wait in a circle."""
+        return {user_id: await self.lock(user_id) for user_id in sorted(set(user_ids))}
+
     def trust(self, candidate: "Candidate") -> User:
         """A user that was read without a lock: saving it raises `Stale` if its row has changed since."""
         user = candidate.user

@@ -1,6 +1,6 @@
 """The whole API as one table."""
 
-from contracts import account, admin, auth, avatar, health, me, passwords, profile, sessions, two_factor
+from contracts import account, admin, admin_users, auth, avatar, health, me, passwords, profile, sessions, two_factor
 from contracts.operations import join
 
 OPERATIONS = join(
@@ -13,6 +13,7 @@ OPERATIONS = join(
     avatar.OPERATIONS,
     two_factor.OPERATIONS,
     admin.OPERATIONS,
+    admin_users.OPERATIONS,
     health.OPERATIONS,
 )
 BY_SUBJECT = {operation.subject: operation for operation in OPERATIONS}

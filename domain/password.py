@@ -7,6 +7,8 @@ from datetime import timedelta
 
 from domain.refusals import Fault
 
+NO_PASSWORD = "!"  # noqa: S105 - what no hash looks like: nothing matches it
+
 # One sign for each group of look-alikes: 1 and ! stand for l as well as for i, so all four are read as i.
 _LEET = str.maketrans("013457@$!l", "oieastasii")
 

@@ -31,6 +31,7 @@ from domain.events import (
     TwoFactorDisabled,
     TwoFactorEnabled,
     UserDeleted,
+    UserInvited,
     UserLoggedOut,
     UserLogin,
     UserRegistered,
@@ -145,6 +146,10 @@ class User:
             ),
             at,
         )
+
+    def invite(self, *, token_id: UUID, expires_at: datetime, at: datetime) -> None:
+        """Ask the owner of the address, by its mailbox alone, to set a password."""
+        self._record(UserInvited(user_id=self.id, email=self.email, token_id=token_id, expires_at=expires_at), at)
 
     def verify_email(self, *, reason: str, at: datetime) -> None:
         """The owner of the address has shown themselves."""

@@ -4,6 +4,7 @@ from handlers.context import Handlers
 from handlers.requests import (
     account,
     admin,
+    admin_users,
     avatar,
     email_change,
     health,
@@ -34,5 +35,6 @@ HANDLERS: Handlers = {
     **avatar.HANDLERS,
     **two_factor.HANDLERS,
     **admin.HANDLERS,
+    **admin_users.HANDLERS,
     **health.HANDLERS,
 }

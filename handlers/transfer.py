@@ -21,6 +21,7 @@ from adapters.foreign_hashes import is_importable
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from contracts.transfer import ImportedUser, RefusedLine
+from domain.password import NO_PASSWORD
 from domain.user import User, UserId
 from handlers.app import now
 from handlers.envelope import faults_of
@@ -28,7 +29,6 @@ from handlers.operators import operator
 
 BATCH = 500
 LINE_BYTES_MAX = 16 * 1024
-NO_PASSWORD = "!"  # noqa: S105 - what no hash looks like: nothing matches it
 _READ_BYTES = 1024 * 1024
 
 

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from adapters.event_log import StoredEvent
 from adapters.settings import Settings
+from contracts.admin_users import CAME_WITH_ACCOUNT
 
 Data = Mapping[str, JsonValue]
 Values = Mapping[str, str | datetime]
@@ -77,7 +78,7 @@ def _by(who: str) -> Callable[[Data, Settings], bool]:
 
 def _was_changed(data: Data, _: Settings) -> bool:
     """Not of an account that came with its role."""
-    return data["reason"] not in {"import", "made by an operator"}
+    return data["reason"] not in CAME_WITH_ACCOUNT
 
 
 _CHANGED = Mail(template="password_changed", facts=_circumstances)
