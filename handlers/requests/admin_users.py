@@ -1,14 +1,13 @@
 """What operators do to accounts; who may act on whom is decided in `handlers.authority`."""
 
 from datetime import datetime
-from typing import get_args
 from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 
 from adapters.admins import require_another_admin
 from adapters.audit_log import AuditRow
-from adapters.links import Link, Purpose
+from adapters.links import Link
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import user_view
 from contracts.admin_users import (
@@ -33,6 +32,7 @@ from domain.refusals import EmailTaken, Forbidden
 from domain.user import User, UserId
 from handlers.authority import acting_on, lock_giver, store_refusal
 from handlers.context import Call, Context, Handlers
+from handlers.tries import clear_tries
 
 
 async def create_user(ctx: Context, call: Call, request: CreateUser) -> UserCreated:
@@ -107,6 +107,7 @@ async def unlock_user(ctx: Context, call: Call, request: UnlockUser) -> UserUnlo
         await _save(work, user, "tries_cleared", request.reason, at=at)
         reply = UserUnlocked(user=user_view(user))
         await work.commit(reply)
+    await clear_tries(ctx, user.email)
     return reply
 
 
@@ -152,7 +153,7 @@ async def delete_user(ctx: Context, call: Call, request: DeleteUser) -> Empty:
     at = ctx.now()
     async with acting_on(ctx, call, request.user_id, "deletion") as (work, user):
         await work.end_sessions(user, reason="account_deleted", at=at)
-        await work.links.void(user.id, *get_args(Purpose), at=at)
+        await work.links.void_all_but(user.id, at=at)
         await _leave_an_admin(work, user)
         user.delete(by="admin", at=at)
         await work.users.save(user)
