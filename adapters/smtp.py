@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP as MESSAGE_POLICY
+from email.policy import EmailPolicy
 from ipaddress import ip_address
 from urllib.parse import unquote
 from uuid import UUID
@@ -29,6 +29,18 @@ _GOODBYE_S = 1.0
 _SERVICE_CLOSING = 421
 _BAD_ADDRESS = 553
 _BAD_MESSAGE = 554
+
+
+class _OneLineIds(EmailPolicy):
+    """A `Message-ID` stays on its line: not every server and reader finds one that begins on the next."""
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        if name == "Message-ID":
+            return f"{name}: {value}{self.linesep}".encode("ascii")
+        return super().fold_binary(name, value)
+
+
+MESSAGE_POLICY = _OneLineIds(linesep="\r\n")
 
 
 class MailRefused(Exception):

@@ -3,6 +3,7 @@ links); the button does."""
 
 import html
 import json
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
@@ -32,6 +33,8 @@ code{{display:block;overflow-wrap:anywhere;background:#f3f4f6;padding:.8em;borde
 _TOKEN_CHARS_MAX = 256
 _ADVICE = "The link may have been used already, or its time is over: ask for a new mail."
 _FORM_BYTES_MAX = 8 * 1024
+"""Room for a password of 1,024 bytes, each of them written as %XX."""
+_FIELDS_MAX = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,7 @@ def link_pages(ask: Ask) -> list[BaseRoute]:
 
 def _route(page: Page, ask: Ask) -> Route:
     async def show(request: Request) -> Response:
-        if request.method == "GET":
+        if request.method != "POST":  # a HEAD, too, only looks
             return _answer(page.title, _form(page, request.query_params.get("token", "")), 200)
         posted = await _posted(request)
         body: dict[str, object] = {"token": posted.get("token", "")[:_TOKEN_CHARS_MAX]}
@@ -115,8 +118,9 @@ def _route(page: Page, ask: Ask) -> Route:
 
 async def _confirm_email_change(request: Request) -> Response:
     """Only the user who is signed in may confirm, and this page holds nobody's access token."""
-    token = json.dumps({"token": request.query_params.get("token", "")[:_TOKEN_CHARS_MAX]})
-    line = f"user-service call me.confirm-email-change '{token}' --token ACCESS_TOKEN"
+    body = json.dumps({"token": request.query_params.get("token", "")[:_TOKEN_CHARS_MAX]})
+    # Quoted for the shell: whoever made the link up would else choose what is pasted there.
+    line = f"user-service call me.confirm-email-change {shlex.quote(body)} --token ACCESS_TOKEN"
     words = "Your application confirms this while you are signed in. Here, paste this with your access token:"
     return _answer("Confirm your new address", f"<p>{words}</p><code>{html.escape(line)}</code>", 200)
 
@@ -128,7 +132,10 @@ async def _posted(request: Request) -> Mapping[str, str]:
         body += part
         if len(body) > _FORM_BYTES_MAX:
             return {}
-    found = parse_qs(body.decode("ascii", "replace"), max_num_fields=4, keep_blank_values=True)
+    try:
+        found = parse_qs(body.decode("ascii", "replace"), max_num_fields=_FIELDS_MAX, keep_blank_values=True)
+    except ValueError:
+        return {}
     return {name: values[0] for name, values in found.items()}
 
 

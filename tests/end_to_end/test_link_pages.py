@@ -48,6 +48,24 @@ async def test_the_link_shows_a_button_and_only_the_button_verifies(client: Gate
     assert (status, "not valid" in page) == (400, True)
 
 
+async def test_the_second_link_of_a_verification_mail_removes_the_account_by_its_page(client: Gateway) -> None:
+    email = new_email()
+    await client.register(email)
+    body = (await client.mail_to(email, "/not-me?")).get_body(("plain",))
+    assert body is not None
+    [link] = re.findall(r"http\S+/not-me\?token=\S+", body.get_content())
+
+    status, page, _ = await fetch(link)
+    found = re.search(r'name="token" value="([^"]+)"', page)
+    assert status == 200
+    assert found is not None
+    assert (await client.call("auth.login", email=email, password=PASSWORD)).code == "EMAIL_NOT_VERIFIED"
+    for wanted in (200, 400):
+        status, page, _ = await fetch(link.partition("?")[0], {"token": found[1]})
+        assert status == wanted, page
+    assert (await client.call("auth.login", email=email, password=PASSWORD)).code == "INVALID_CREDENTIALS"
+
+
 async def test_a_made_up_link_is_refused_and_never_printed_back(client: Gateway) -> None:
     address = f"{client.ready['httpUrl']}/verify-email"
     for form in ({"token": '"><script>alert(1)</script>'}, {"token": ""}, {}, {"token": "x" * 5000}):

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from email.headerregistry import Address
 from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
 from aiosmtpd.smtp import Envelope
 
-from adapters.smtp import Mailer, MailRefused, MailUnavailable, OutgoingMail, message_id
+from adapters.smtp import Mailer, MailRefused, MailUnavailable, OutgoingMail, build_message, message_id
 from tests.integration.mail_server import MailServer, answers, certificate_for_localhost, cut, never, yes
 
 MAIL = OutgoingMail(
@@ -47,6 +48,15 @@ async def mailer_to(url: str, **options: float | ssl.SSLContext) -> AsyncIterato
 async def mailer(server: MailServer) -> AsyncIterator[Mailer]:
     async with mailer_to(server.url) as made:
         yield made
+
+
+def test_a_message_id_is_never_broken_over_two_lines() -> None:
+    mail = replace(
+        MAIL, message_id=message_id(f"{'0' * 36}", "two_factor_reset_admins." + "1" * 36, "mail.example.org")
+    )
+
+    message = build_message(mail, Address("", "no-reply", "example.org"))
+    assert f"\r\nMessage-ID: {mail.message_id}\r\n".encode() in message.as_bytes()
 
 
 async def test_a_mail_arrives_as_it_was_written(server: MailServer, mailer: Mailer) -> None:

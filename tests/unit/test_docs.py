@@ -9,6 +9,7 @@ from adapters.telemetry import Metrics
 from contracts.events import EVENTS
 from contracts.wire import ErrorCode
 from docs.generate import PAGES, WHEN
+from handlers.events.mails import MAILS
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
@@ -43,6 +44,22 @@ def test_every_metric_is_explained() -> None:
     for family in Metrics().registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert f"`{name}`" in page, name
+
+
+def test_every_mail_is_explained_with_its_mailbox_and_its_pages() -> None:
+    page = (
+        (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("\n## Mail\n")[2].partition("\n## ")[0]
+    )
+    found: set[tuple[str, str, str, tuple[str, ...]]] = set()
+    events: list[str] = []
+    for first, template, to, links in re.findall(r"^\| (.*?)\| `(\w+)` \| (.*?) \| (.*?)\|$", page, re.MULTILINE):
+        events += re.findall(r"`([A-Z]\w+)`", first) or events[-1:]
+        found.add((events[-1], template, to, tuple(re.findall(r"`(/[a-z-]+)`", links))))
+    assert found == {
+        (event, mail.template, mail.to.value, tuple(link.page for link in (mail.link, mail.second) if link))
+        for event, mails in MAILS.items()
+        for mail in mails
+    }
 
 
 def test_every_error_code_is_explained_with_its_number() -> None:
