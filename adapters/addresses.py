@@ -34,3 +34,11 @@ def _folded(text: str) -> str:
             break
         text = folded
     return text
+
+
+def email_prefix(text: str) -> str:
+    """What the keys of all addresses that begin so begin with; half a domain is read as it stands."""
+    try:
+        return email_key(text) if "@" in text else _folded(text)
+    except InvalidInput:
+        return _folded(text)

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
 import uuid_utils.compat as uuid_utils
 from pydantic import JsonValue
 
-from adapters.cursors import COUNTED_MAX, make_cursor, not_a_cursor, offset_of, pagination, read_cursor, read_time
+from adapters.cursors import make_cursor, not_a_cursor, offset_of, pagination, read_cursor, read_time
 from adapters.event_log import Trail
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection
+from adapters.totals import total_of
 from contracts.admin import AuditEntry, ListAuditLogs
 from contracts.wire import Pagination
 
@@ -73,45 +75,72 @@ def _values(personal: PersonalData, wrapped: str | None, trail: Trail, row: Audi
     )  # fmt: skip
 
 
-_MATCHING = """
-FROM audit_logs a LEFT JOIN user_keys k ON k.user_id = coalesce(a.user_id, '00000000-0000-0000-0000-000000000000')
-WHERE ($1::uuid IS NULL OR a.user_id = $1) AND ($2::text IS NULL OR a.action = $2)
-  AND ($3::boolean IS NULL OR a.success = $3)
-  AND ($4::timestamptz IS NULL OR a.created_at >= $4) AND ($5::timestamptz IS NULL OR a.created_at < $5)"""
-_LIST = f"""
-SELECT a.*, k.wrapped {_MATCHING}
-  AND ($6::timestamptz IS NULL OR (a.created_at, a.position) < ($6, $7::bigint))
-ORDER BY a.created_at DESC, a.position DESC OFFSET $8 LIMIT $9"""
-_COUNT = f"SELECT count(*) FROM (SELECT 1 {_MATCHING} LIMIT $6) AS counted"
+_CONDITIONS = {
+    "user_id": "a.user_id = ${}",
+    "action": "a.action = ${}",
+    "success": "a.success = ${}",
+    "from_": "a.created_at >= ${}",
+    "to": "a.created_at < ${}",
+}
+
+
+class Page(NamedTuple):
+    """The statement of a page with its values, and what matches, to be counted."""
+
+    statement: str
+    values: list[object]
+    matching: str
+    filters: list[object]
 
 
 async def list_audit_rows(
     connection: Connection, personal: PersonalData, query: ListAuditLogs
 ) -> tuple[list[AuditEntry], Pagination]:
     """A page of the log, newest first, by page number or by the cursor of the page before."""
-    filters = (query.user_id, query.action, query.success, query.from_, query.to)
-    after_at, after_position = _after(query.cursor)
-    rows = await connection.fetch(_LIST, *filters, after_at, after_position, offset_of(query), query.limit + 1)
-    counted = await connection.fetchval(_COUNT, *filters, COUNTED_MAX + 1)
+    page = page_of(query)
+    # Prepared anew, so that it is planned for these very values: an action may be rare or half of the log.
+    statement = await connection.prepare(page.statement)
+    rows = await statement.fetch(*page.values)
+    counted = await total_of(connection, query, page.matching, page.filters, rows_read=len(rows))
     shown, more = rows[: query.limit], len(rows) > query.limit
     cursor = make_cursor(shown[-1]["created_at"].isoformat(), shown[-1]["position"]) if more else None
     return [_entry(row, personal) for row in shown], pagination(query, counted=counted, next_cursor=cursor)
 
 
-_ABOUT = f"""
-SELECT a.*, k.wrapped {_MATCHING} AND a.position < $6 ORDER BY a.position DESC LIMIT $7"""
+_ABOUT = """
+SELECT a.*, k.wrapped FROM audit_logs a LEFT JOIN user_keys k ON k.user_id = a.user_id
+WHERE a.user_id = $1 AND a.position < $2 ORDER BY a.position DESC LIMIT $3"""
 
 
 async def audit_rows_about(
     connection: Connection, user_id: UUID, *, before_position: int, rows_max: int
 ) -> list[asyncpg.Record]:
     """Rows about a user before one, the newest first, as they are stored; `entry_of` reads them."""
-    return await connection.fetch(_ABOUT, user_id, None, None, None, None, before_position, rows_max)
+    return await connection.fetch(_ABOUT, user_id, before_position, rows_max)
 
 
 def entry_of(row: asyncpg.Record, personal: PersonalData) -> AuditEntry:
     """A row with its personal parts."""
     return _entry(row, personal)
+
+
+def page_of(query: ListAuditLogs) -> Page:
+    """One row more than asked for is read: it tells whether there is a next page."""
+    asked = {name: getattr(query, name) for name in _CONDITIONS if getattr(query, name) is not None}
+    conditions = [_CONDITIONS[name].format(number) for number, name in enumerate(asked, start=1)]
+    matching = f"FROM audit_logs a WHERE {' AND '.join(conditions) or 'true'}"
+    filters, after = list(asked.values()), _after(query.cursor)
+    place, next_value = "", len(filters) + 1
+    if after:
+        place = f"AND (a.created_at, a.position) < (${next_value}::timestamptz, ${next_value + 1}::bigint)"
+        next_value += 2
+    statement = (
+        f"SELECT page.*, k.wrapped FROM (SELECT a.* {matching} {place} "
+        f"ORDER BY a.created_at DESC, a.position DESC OFFSET ${next_value} LIMIT ${next_value + 1}) AS page "
+        "LEFT JOIN user_keys k ON k.user_id = coalesce(page.user_id, '00000000-0000-0000-0000-000000000000') "
+        "ORDER BY page.created_at DESC, page.position DESC"
+    )
+    return Page(statement, [*filters, *after, offset_of(query), query.limit + 1], matching, filters)
 
 
 def _entry(row: asyncpg.Record, personal: PersonalData) -> AuditEntry:
@@ -135,9 +164,9 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def _after(cursor: str | None) -> tuple[datetime | None, int | None]:
+def _after(cursor: str | None) -> tuple[datetime, int] | tuple[()]:
     if cursor is None:
-        return None, None
+        return ()
     at, position = read_cursor(cursor, parts=2)
     try:
         return read_time(at), _position(position)
