@@ -85,7 +85,7 @@ async def confirm_email_change(ctx: Context, call: Call, request: ConfirmEmailCh
         async with ctx.unit_of_work(call) as work:
             user = await lock_caller(ctx, work, call)
             if not await work.links.use(link.id, at=at):
-                raise BadToken if at < link.expires_at else ExpiredToken
+                raise BadToken if link.used_at is not None or at < link.expires_at else ExpiredToken
             left = user.email
             user.change_email(link.address, at=at)
             await work.users.save(user)
@@ -113,7 +113,7 @@ async def cancel_email_change(ctx: Context, call: Call, request: CancelEmailChan
             if user is None:
                 raise BadToken
             if not await work.links.use(link.id, at=at):
-                raise BadToken if at < link.expires_at else ExpiredToken
+                raise BadToken if link.used_at is not None or at < link.expires_at else ExpiredToken
             await _call_off(work, user, link, at=at)
             await work.users.save(user)
             reply = Empty()

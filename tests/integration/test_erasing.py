@@ -398,7 +398,7 @@ async def test_the_files_of_the_tables_hold_nothing_once_they_are_written_anew(
     servers: EmbeddedServers, erasure: Erasure, clock: Clock, database: Database, personal: PersonalData, trail: Trail,
     bus: Client,
 ) -> None:  # fmt: skip
-    """A deleted row stays in its page until vacuum and a later row take the place; `docs/operations.md` says so."""
+    """Before that, a deleted row leaves its bytes in its page: `docs/operations.md` says so."""
     user = await a_deleted_user(database, personal, trail, clock())
     await put_everywhere(database, bus, user)
     admin = await asyncpg.connect(servers.addresses.database_admin_url)
