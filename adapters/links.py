@@ -92,6 +92,15 @@ class Links:
             link.user_id, link.purpose, link.id, at,
         )  # fmt: skip
 
+    async def void_not_me(self, user_id: UUID, *, at: datetime, but: UUID | None = None) -> None:
+        """Use up what disowns a session, as a new password has done all that it could; but not what disowns the session
+        that set this password: whoever else might have opened it must not shut its owner out."""
+        await self._connection.execute(
+            "UPDATE links SET used_at = $2 WHERE user_id = $1 AND purpose = 'not-me' AND used_at IS NULL "
+            "AND session_id IS DISTINCT FROM $3",
+            user_id, at, but,
+        )  # fmt: skip
+
 
 async def link_by_token(connection: Connection, token_hash: bytes, *purposes: Purpose) -> Link | None:
     """The link that a mail token opens for one of these purposes, used or not; None for an unknown one."""

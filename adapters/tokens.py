@@ -11,7 +11,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from adapters.bounded import BoundedDict
-from adapters.keys import Keys, b64, derive, public_bytes
+from adapters.keys import Keys, b64, decrypt, derive, encrypt, public_bytes
 from domain.permissions import PERMISSIONS, Role
 from domain.refusals import BadToken, ExpiredToken
 
@@ -129,6 +129,20 @@ class TokenMint:
         ring = self._keys.ring("refresh")
         kid = ring.in_force
         return jwt.encode(claims, ring.keys[kid], "HS256", headers={"typ": REFRESH_TYPE, "kid": kid})
+
+    def seal(self, token: str, *, place: str) -> str:
+        """Encrypt a refresh token, under a key for this place alone."""
+        ring = self._keys.ring("refresh")
+        kid = ring.in_force
+        return f"{kid}.{encrypt(derive(ring.keys[kid], place), token.encode(), place)}"
+
+    def open(self, sealed: str, *, place: str) -> str:
+        """A refresh token that was sealed for this place; raises `BadToken` where its key is gone."""
+        kid, _, body = sealed.partition(".")
+        key = self._keys.ring("refresh").keys.get(kid)
+        if key is None:
+            raise BadToken()
+        return decrypt(derive(key, place), body, place).decode()
 
     def read_access(self, token: str, *, at: datetime) -> AccessClaims:
         """Raise `BadToken` or `ExpiredToken` for all that is not a live access token of ours."""

@@ -64,10 +64,10 @@ class UnitOfWork:
         """
         if only is None:
             await self.factors.void_challenges(user.id)
-        wanted = await self.sessions.live_of(user.id, at=at) if only is None else only
-        ended = await self.sessions.end([id for id in wanted if id != but], reason=reason, at=at)
+        wanted = await self.sessions.unended_of(user.id, at=at) if only is None else only
+        ended = await self.sessions.end(user.id, [id for id in wanted if id != but], reason=reason, at=at)
         for session_id in ended:
-            user.session_revoked(session_id, reason=reason, at=at)
+            user.session_ended(session_id, reason=reason, at=at)
         return ended
 
     async def commit(self, outcome: Outcome) -> None:

@@ -203,6 +203,7 @@ OPERATIONS = (
         Refreshed,
         "POST /auth/refresh",
         emits=("RefreshTokenReused", "SessionRevoked"),
+        audits=("refresh_replayed",),
     ),
     Operation(
         "users.v1.auth.logout",

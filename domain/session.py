@@ -4,7 +4,7 @@ RFC 9700 section 4.14.2: a refresh token is spent when used, and a second use en
 direct predecessor lets two tabs race and a lost reply be asked for again without signing anybody out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from uuid import UUID
@@ -62,6 +62,11 @@ class Session:
         wanted = lifetimes.refresh_remembered if self.remember_me else lifetimes.refresh
         return min(wanted, self.created_at + lifetimes.family - at)
 
+    def proven_again(self, at: datetime, *, second_factor: bool) -> "Session":
+        """The same session after a new proof of who its bearer is; a second factor that was once shown stays shown."""
+        amr = self.amr if "otp" in self.amr or not second_factor else (*self.amr, "otp")
+        return replace(self, auth_time=at, amr=amr)
+
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
@@ -84,7 +89,8 @@ class Use(Enum):
 
 
 def judge(token: RefreshToken, session: Session, *, device: str, at: datetime, lifetimes: Lifetimes) -> Use:
-    """Decide under the session's lock. `device` is a fingerprint of the Device-Token, else of the User-Agent."""
+    """Decide under the session's lock. `device` is a fingerprint of the Device-Token, else of the User-Agent; `at` is
+    told by the clock that told when the token was spent."""
     if not session.is_live(at, lifetimes):
         return Use.REFUSE
     if token.used_at is None:
@@ -105,12 +111,19 @@ class Standing:
     version: int
     amr: tuple[str, ...]
     """How the session was proven: `pwd`, and `otp` where a second factor was shown (RFC 8176)."""
+    auth_time: datetime
     session_ended: bool
+    last_active_at: datetime
     expires_at: datetime
+    """When the session is over if nothing more is heard of it, be it by its tokens, its idle time or its family."""
 
     @property
     def has_second_factor(self) -> bool:
         return "otp" in self.amr
+
+    def is_older_than(self, auth_time: datetime) -> bool:
+        """Was this read before its bearer proved themselves at that time, which a token tells in whole seconds?"""
+        return self.auth_time.replace(microsecond=0) < auth_time
 
     def is_live(self, at: datetime) -> bool:
         return self.status == "active" and not self.session_ended and at < self.expires_at

@@ -79,6 +79,8 @@ class Origin:
 
 
 NAME_FIELDS = frozenset({"first_name", "last_name"})
+LOGOUT = "logout"
+"""Why a session ends that its bearer leaves."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -355,11 +357,12 @@ class User:
     def use_backup_code(self, *, remaining: int, at: datetime) -> None:
         self._record(BackupCodeUsed(user_id=self.id, remaining=remaining), at)
 
-    def log_out(self, session_id: UUID, *, at: datetime) -> None:
-        self._record(UserLoggedOut(user_id=self.id, session_id=session_id), at)
-
-    def session_revoked(self, session_id: UUID, *, reason: str, at: datetime) -> None:
-        self._record(SessionRevoked(user_id=self.id, session_id=session_id, reason=reason), at)
+    def session_ended(self, session_id: UUID, *, reason: str, at: datetime) -> None:
+        """A session has ended early: its bearer left it, or it was taken away."""
+        if reason == LOGOUT:
+            self._record(UserLoggedOut(user_id=self.id, session_id=session_id), at)
+        else:
+            self._record(SessionRevoked(user_id=self.id, session_id=session_id, reason=reason), at)
 
     def refresh_token_reused(
         self, session_id: UUID, *, token_id: UUID, expires_at: datetime, origin: Origin, at: datetime

@@ -39,6 +39,7 @@ from adapters.two_factor import TwoFactorSecrets
 from adapters.users import Account, StoredAccounts
 from contracts.api import OPERATIONS
 from domain.session import Standing
+from handlers.activity import Activity
 from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
@@ -282,6 +283,8 @@ async def _start_requests(
     means.gaps.heard_by.append(freshness.lose_trust)
     await freshness.start()
     loops.start(freshness.run(), "freshness")
+    activity = Activity(means.database, settings.lifetimes.idle)
+    loops.start(activity.run(), "activity")
     client = await connect(settings, name="requests", on_closed=on_closed, client=AnsweringClient())
     stack.push_async_callback(close, client)
     ctx = Context(
@@ -298,6 +301,7 @@ async def _start_requests(
         limits=Limits(means.redis, enabled=settings.rate_limits == "on"),
         accounts=AccountCache(accounts, means.shared_cache, StoredAccounts(means.database)),
         standings=standings,
+        activity=activity,
         metrics=means.metrics,
         announce=freshness.announce,
         now=now,

@@ -1,10 +1,10 @@
 """Who calls: a token names user and session, their rows say whether that still counts."""
 
 from datetime import timedelta
-from uuid import UUID
 
 from adapters.postgres import Connection
 from adapters.sessions import standing_of
+from adapters.tokens import AccessClaims
 from adapters.unit_of_work import UnitOfWork
 from contracts.api import BY_SUBJECT
 from contracts.operations import FRESH_S, Operation, Permission
@@ -40,8 +40,8 @@ async def authenticate(ctx: Context, operation: Operation, authorization: str | 
         if wanted is Wanted.IF_SIGNED_IN:
             return None  # the request may name its session in another way
         raise
-    stands = await standing(ctx, claims.user_id, claims.session_id)
-    if stands is None or not stands.is_live(ctx.now()):
+    stands = await standing(ctx, claims)
+    if stands is None:
         raise BadToken
     caller = Caller(
         claims.user_id, claims.session_id, stands.role, claims.auth_time, has_second_factor=stands.has_second_factor
@@ -60,18 +60,24 @@ def _require(ctx: Context, wanted: Permission, stands: Standing) -> None:
         raise SecondFactorRequired
 
 
-async def standing(ctx: Context, user_id: UUID, session_id: UUID) -> Standing | None:
-    """How user and session stand: from L1, which every writer's broadcast empties, else one indexed read."""
-    key = (user_id, session_id)
-    known = ctx.standings.get(key)
-    if known is not None and known.is_live(ctx.now()):  # a refresh makes a session live longer without a new version
-        return known
-    epoch = ctx.standings.epoch
-    async with ctx.database.connection() as connection:
-        found = await standing_of(connection, user_id, session_id, ctx.settings.lifetimes)
-    if found is not None:
-        ctx.standings.put(key, user_id, found.version, found, epoch=epoch)
-    return found
+async def standing(ctx: Context, claims: AccessClaims) -> Standing | None:
+    """How user and session of a token stand, where it counts still; that it was shown is an act of its session.
+
+    From L1, which every writer's broadcast empties, else one indexed read. A refresh or a new proof of identity comes
+    without a new version: what they have changed is read where L1 would refuse, or the token is the newer one.
+    """
+    key, at = (claims.user_id, claims.session_id), ctx.now()
+    stands = ctx.standings.get(key)
+    if stands is None or not stands.is_live(at) or stands.is_older_than(claims.auth_time):
+        epoch = ctx.standings.epoch
+        async with ctx.database.connection() as connection:
+            stands = await standing_of(connection, claims.user_id, claims.session_id, ctx.settings.lifetimes)
+        if stands is not None:
+            ctx.standings.put(key, claims.user_id, stands.version, stands, epoch=epoch)
+    if stands is None or not stands.is_live(at):
+        return None
+    ctx.activity.note(stands, at)
+    return stands
 
 
 async def lock_caller(ctx: Context, work: UnitOfWork, call: Call) -> User:

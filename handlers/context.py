@@ -30,6 +30,7 @@ from domain.permissions import PERMISSIONS, Role
 from domain.refusals import NoCaller
 from domain.session import Standing
 from domain.user import Origin, User
+from handlers.activity import Activity
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class Context:
     limits: Limits
     accounts: AccountCache
     standings: LocalCache[Standing]
+    activity: Activity
     metrics: Metrics
     announce: Announce
     now: Callable[[], datetime]

@@ -15,12 +15,16 @@ log = structlog.get_logger()
 PERIOD_S = 60.0
 ROWS_MAX = 1000
 _STEPS_MAX = 50
-# What is over, and of no more use: kept replies, sessions a month later, links, devices, successors past their grace,
-# challenges an hour later.
+# What is over, and of no more use: kept replies, sessions a month later (ended ones expire too) and before them their
+# tokens, of which each may have many, links, devices, successors past their grace, challenges an hour later.
 _CLEARING = """
 DELETE FROM idempotency_keys WHERE key_mac IN (SELECT key_mac FROM idempotency_keys WHERE expires_at < now() LIMIT $1);
+DELETE FROM refresh_tokens WHERE hash IN
+    (SELECT t.hash FROM refresh_tokens t JOIN user_sessions s ON s.id = t.session_id
+     WHERE s.expires_at < now() - interval '30 days' LIMIT $1);
 DELETE FROM user_sessions WHERE id IN
-    (SELECT id FROM user_sessions WHERE expires_at < now() - interval '30 days' LIMIT $1);
+    (SELECT s.id FROM user_sessions s WHERE s.expires_at < now() - interval '30 days'
+     AND NOT EXISTS (SELECT FROM refresh_tokens t WHERE t.session_id = s.id) LIMIT $1);
 DELETE FROM links WHERE id IN (SELECT id FROM links WHERE expires_at < now() - interval '30 days' LIMIT $1);
 DELETE FROM device_tokens WHERE hash IN (SELECT hash FROM device_tokens WHERE expires_at < now() LIMIT $1);
 DELETE FROM email_reservations WHERE email_key IN

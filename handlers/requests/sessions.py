@@ -1,11 +1,13 @@
 """The caller's sessions: shown, ended, made fresh; and disowned by whoever got the mail about one."""
 
-from dataclasses import replace
+from datetime import datetime
+from uuid import UUID
 
 from adapters.audit_log import AuditRow
 from adapters.erasure import free_address
-from adapters.links import Link, link_by_token
+from adapters.links import link_by_token
 from adapters.sessions import SESSIONS_MAX, sessions_of
+from adapters.successors import seal_unseen
 from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
 from contracts.sessions import (
@@ -18,8 +20,10 @@ from contracts.sessions import (
     SessionPage,
     SessionsRevoked,
 )
+from contracts.users import Tokens
 from contracts.wire import Empty, Pagination
 from domain.refusals import BadToken, ExpiredToken, NotFound
+from domain.session import Session
 from domain.user import User
 from handlers.callers import lock_caller
 from handlers.context import Call, Context, Handlers
@@ -28,7 +32,7 @@ from handlers.requests.tokens import issue_tokens
 
 
 async def list_sessions(ctx: Context, call: Call, _: ListSessions) -> SessionPage:
-    """Where the caller is signed in; a session's last activity is its sign-in or its last refresh."""
+    """Where the caller is signed in, on one page: there are no more than the cap."""
     caller, lifetimes = call.signed_in, ctx.settings.lifetimes
     async with ctx.database.connection() as connection:
         found = await sessions_of(
@@ -46,9 +50,10 @@ async def revoke_session(ctx: Context, call: Call, request: RevokeSession) -> Em
     at = ctx.now()
     async with ctx.unit_of_work(call) as work:
         user = await lock_caller(ctx, work, call)
-        wanted = {request.session_id} & set(await work.sessions.live_of(user.id, at=at))
-        if not await work.end_sessions(user, only=list(wanted), reason="revoked", at=at):
+        session = await work.sessions.get(request.session_id)
+        if session is None or session.user_id != user.id or not session.is_live(at, ctx.settings.lifetimes):
             raise NotFound
+        await work.end_sessions(user, only=[session.id], reason="revoked", at=at)
         await work.users.save(user)
         reply = Empty()
         await work.commit(reply)
@@ -69,8 +74,11 @@ async def revoke_other_sessions(ctx: Context, call: Call, request: RevokeOtherSe
 
 
 async def reauthenticate(ctx: Context, call: Call, request: Reauthenticate) -> Reauthenticated:
-    """Make the caller's session fresh, with tokens of its own (ASVS 7.2.4). The refresh token from before stays good
-    until either is used, so that a lost reply signs nobody out; from then on the other is a spent one."""
+    """Make the caller's session fresh, with new tokens in the place of those it had (ASVS 7.2.4).
+
+    The refresh token from before is spent by that, as if it had been used for the new one: within the grace it still
+    gets that, so neither a lost reply nor another tab signs anybody out.
+    """
     proof = await prove(ctx, call, request.password, code=request.code, backup_code=request.backup_code)
     at = ctx.now()
     async with ctx.unit_of_work(call) as work:
@@ -79,18 +87,28 @@ async def reauthenticate(ctx: Context, call: Call, request: Reauthenticate) -> R
         before = await work.sessions.get(call.signed_in.session_id)
         if before is None:
             raise BadToken
-        methods = before.amr if "otp" in before.amr or not proof.second_factor else (*before.amr, "otp")
-        session = replace(before, auth_time=at, amr=methods)
-        lifetime = session.refresh_lifetime(at, ctx.settings.lifetimes)
-        refresh_token = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
-        await work.sessions.renew(session, hash_of(refresh_token), expires_at=at + lifetime, at=at)
+        session = before.proven_again(at, second_factor=proof.second_factor)
+        tokens = await _renew(ctx, call, work, user, session, at=at)
         if user.recorded:
             await work.users.save(user)
         await work.audit(AuditRow(action="reauthenticated", success=True, at=at, user_id=user.id))
-        tokens = issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime)
         reply = Reauthenticated(tokens=tokens)
         await work.commit(reply)
     return reply
+
+
+async def _renew(ctx: Context, call: Call, work: UnitOfWork, user: User, session: Session, *, at: datetime) -> Tokens:
+    lifetime = session.refresh_lifetime(at, ctx.settings.lifetimes)
+    refresh_token = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
+    await work.sessions.renew(
+        session,
+        used_by=call.device,
+        successor_hash=hash_of(refresh_token),
+        successor_sealed=seal_unseen(ctx.mint, refresh_token),
+        expires_at=at + lifetime,
+        at=at,
+    )
+    return issue_tokens(ctx, user, session, refresh_token, at=at, lifetime=lifetime)
 
 
 async def disown_session(ctx: Context, call: Call, request: DisownSession) -> Empty:
@@ -102,34 +120,39 @@ async def disown_session(ctx: Context, call: Call, request: DisownSession) -> Em
         raise BadToken
     async with ctx.unit_of_work(call) as work:
         user = await work.users.lock(link.user_id)
-        if user is None:
+        if user is None or user.status != "active" or user.email != link.address:
             raise BadToken
         if not await work.links.use(link.id, at=at):
             raise BadToken if link.used_at is not None or at < link.expires_at else ExpiredToken
         if link.session_id is None:
-            await _end_pending(ctx, work, user, link)
+            await _remove_pending(work, user, at=at)
         else:
-            await work.end_sessions(user, only=[link.session_id], reason="not_me", at=at)
-            await work.sessions.forget_devices(link.session_id)
-            user.disown_password(reason="not_me", at=at)
+            await _disown(work, user, link.session_id, at=at)
         await work.audit(AuditRow(action="session_disowned", success=True, at=at, user_id=user.id))
-        if user.recorded:
-            await work.users.save(user)
-        if user.status == "deleted":
-            await free_address(work.connection, user.id)
         reply = Empty()
         await work.commit(reply)
     return reply
 
 
-async def _end_pending(ctx: Context, work: UnitOfWork, user: User, link: Link) -> None:
-    """The account that somebody opened with this address; once its owner has verified it, it is theirs."""
-    at = ctx.now()
-    if user.email_verified or user.email != link.address:
+async def _disown(work: UnitOfWork, user: User, session_id: UUID, *, at: datetime) -> None:
+    """That family ends and its device is known no more; whoever else has the password signs in no more by it."""
+    await work.end_sessions(user, only=[session_id], reason="not_me", at=at)
+    await work.sessions.forget_devices(session_id)
+    user.disown_password(reason="not_me", at=at)
+    if user.recorded:
+        await work.users.save(user)
+
+
+async def _remove_pending(work: UnitOfWork, user: User, *, at: datetime) -> None:
+    """The account that somebody opened with this address goes, and the address is free at once; once its owner has
+    verified it, it is theirs."""
+    if user.email_verified:
         raise BadToken
     await work.end_sessions(user, reason="account_deleted", at=at)
-    await work.links.void(user.id, "verification", "invitation", "reset", "not-me", at=at)
+    await work.links.void(user.id, "verification", "invitation", "reset", "not-me", "unlock", at=at)
     user.delete(by="user", at=at)
+    await work.users.save(user)
+    await free_address(work.connection, user.id)
 
 
 HANDLERS: Handlers = {

@@ -6,8 +6,9 @@ from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 
-from adapters.keys import decrypt, derive, encrypt
+from adapters.audit_log import AuditRow
 from adapters.links import Link
+from adapters.successors import open_successor, seal_successor
 from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
 from contracts.auth import Jwks, KeySet, Logout, Refresh, Refreshed, TokenVerdict, VerifyToken
@@ -16,11 +17,9 @@ from contracts.wire import Empty
 from domain.permissions import PERMISSIONS
 from domain.refusals import BadToken, ExpiredToken, NoCaller
 from domain.session import Session, Use, judge
-from domain.user import User
+from domain.user import LOGOUT, User
 from handlers.callers import standing
 from handlers.context import Call, Context, Handlers
-
-_SUCCESSOR = "refresh_tokens.successor"
 
 
 async def refresh(ctx: Context, call: Call, request: Refresh) -> Refreshed:
@@ -34,16 +33,15 @@ async def refresh(ctx: Context, call: Call, request: Refresh) -> Refreshed:
         known = await work.sessions.token(claims.hash)
         if user is None or user.status != "active" or session is None or known is None:
             raise BadToken
-        match judge(known.token, session, device=call.device, at=at, lifetimes=ctx.settings.lifetimes):
+        match judge(known.token, session, device=call.device, at=known.at, lifetimes=ctx.settings.lifetimes):
             case Use.SPEND:
-                reply = await _spend(ctx, call, work, user, session, token)
+                reply = await _spend(ctx, call, work, user, session, token, spent_at=known.at)
             case Use.GIVE_AGAIN if known.successor_sealed is not None:
-                successor = decrypt(derive(token.encode(), _SUCCESSOR), known.successor_sealed, _SUCCESSOR).decode()
+                successor = open_successor(ctx.mint, token, known.successor_sealed)
                 left = session.expires_at - at
+                await work.audit(AuditRow(action="refresh_replayed", success=True, at=at, user_id=user.id))
                 reply = Refreshed(tokens=issue_tokens(ctx, user, session, successor, at=at, lifetime=left))
-            case Use.GIVE_AGAIN:  # spent with its sibling, moments ago: who used that has what comes next
-                raise BadToken
-            case Use.END_FAMILY:
+            case Use.GIVE_AGAIN | Use.END_FAMILY:
                 await _end_family(ctx, call, work, user, session, at=at)
                 await work.commit(BadToken())  # the end of the family is stored, although the request fails
                 raise BadToken
@@ -55,8 +53,9 @@ async def refresh(ctx: Context, call: Call, request: Refresh) -> Refreshed:
     return reply
 
 
-async def _spend(ctx: Context, call: Call, work: UnitOfWork, user: User, session: Session, token: str) -> Refreshed:
-    """The successor is kept sealed under a key derived from the token itself, which the database does not hold."""
+async def _spend(
+    ctx: Context, call: Call, work: UnitOfWork, user: User, session: Session, token: str, *, spent_at: datetime
+) -> Refreshed:
     at = ctx.now()
     lifetime = session.refresh_lifetime(at, ctx.settings.lifetimes)
     successor = ctx.mint.refresh(user_id=user.id, session_id=session.id, at=at, lifetime=lifetime)
@@ -65,9 +64,9 @@ async def _spend(ctx: Context, call: Call, work: UnitOfWork, user: User, session
         hash_of(token),
         used_by=call.device,
         successor_hash=hash_of(successor),
-        successor_sealed=encrypt(derive(token.encode(), _SUCCESSOR), successor.encode(), _SUCCESSOR),
+        successor_sealed=seal_successor(token, successor),
         expires_at=at + lifetime,
-        at=at,
+        at=spent_at,
     )
     return Refreshed(tokens=issue_tokens(ctx, user, session, successor, at=at, lifetime=lifetime))
 
@@ -134,9 +133,8 @@ async def logout(ctx: Context, call: Call, request: Logout) -> Empty:
         user = await work.users.lock(user_id)
         if user is None or (token_hash is not None and await work.sessions.token(token_hash) is None):
             raise BadToken
-        if not await work.sessions.end([session_id], reason="logout", at=at):
+        if not await work.end_sessions(user, only=[session_id], reason=LOGOUT, at=at):
             raise BadToken
-        user.log_out(session_id, at=at)
         await work.users.save(user)
         reply = Empty()
         await work.commit(reply)
@@ -149,8 +147,8 @@ async def verify_token(ctx: Context, _: Call, request: VerifyToken) -> TokenVerd
         claims = ctx.mint.read_access(request.token.get_secret_value(), at=ctx.now())
     except (BadToken, ExpiredToken):
         return TokenVerdict(active=False)
-    stands = await standing(ctx, claims.user_id, claims.session_id)
-    if stands is None or not stands.is_live(ctx.now()):
+    stands = await standing(ctx, claims)
+    if stands is None:
         return TokenVerdict(active=False)
     now = {"role": stands.role, "permissions": sorted(PERMISSIONS[stands.role])}  # the token may be older than these
     return TokenVerdict.model_validate({"active": True, "claims": claims.raw | now})

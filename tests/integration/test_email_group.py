@@ -15,6 +15,10 @@ import pytest_asyncio
 from aiosmtpd.smtp import Envelope
 from pydantic_core import to_jsonable_python
 
+from adapters.limits import Limits
+from adapters.mail_caps import MailCaps
+from adapters.redis import Redis
+from adapters.telemetry import Metrics
 from adapters.event_log import StoredEvent, Trail
 from adapters.links import Link, Links, Purpose, link_by_token
 from adapters.mail_sink import link_of
@@ -116,7 +120,8 @@ async def post(database: Database, database_url: str, personal: PersonalData, tr
     await server.start()
     mailer = Mailer(server.url, sender="Project5 <no-reply@example.org>")
     settings = settings_of(database_url, public_url=PUBLIC_URL, service_name="Project5")
-    yield Post(database, personal, trail, server, Email(database, mailer, settings, lambda: NOW))
+    caps = MailCaps(Limits(Redis(None), enabled=False), personal, settings)
+    yield Post(database, personal, trail, server, Email(database, mailer, caps, settings, Metrics(), lambda: NOW))
     await mailer.close()
     await server.stop()
 

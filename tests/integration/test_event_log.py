@@ -68,7 +68,7 @@ async def test_a_version_is_given_once(database: Database, personal: PersonalDat
         locked = await work.users.lock(user.id)
         assert locked is not None
         locked.version = 1
-        locked.log_out(uuid4(), at=NOW)
+        locked.session_ended(uuid4(), reason="logout", at=NOW)
         with pytest.raises(asyncpg.UniqueViolationError):
             await work.users.save(locked)
     assert len(await _events(database, personal, user.id)) == 4

@@ -25,6 +25,19 @@ SESSION = Session(
     expires_at=NOW + LIFETIMES.refresh,
     ended_at=None,
 )
+STANDING = Standing(
+    user_id=SESSION.user_id,
+    session_id=SESSION.id,
+    email="ada@example.org",
+    role="user",
+    status="active",
+    version=1,
+    amr=("pwd",),
+    auth_time=NOW + timedelta(microseconds=1),
+    session_ended=False,
+    last_active_at=NOW,
+    expires_at=NOW + SECOND,
+)
 FRESH = RefreshToken(SESSION.id, None, NOW + LIFETIMES.refresh, None, None)
 SPENT = RefreshToken(SESSION.id, NOW, NOW + LIFETIMES.refresh, False, "laptop")
 OLD = replace(SESSION, created_at=NOW - LIFETIMES.family, last_active_at=NOW, expires_at=NOW + LIFETIMES.refresh)
@@ -141,5 +154,28 @@ def test_no_refresh_token_outlives_its_family() -> None:
     ],
 )
 def test_whose_token_counts(status: Status, ended: bool, left: timedelta, live: bool) -> None:
-    standing = Standing(SESSION.user_id, SESSION.id, "ada@example.org", "user", status, 1, ("pwd",), ended, NOW + left)
+    standing = replace(STANDING, status=status, session_ended=ended, expires_at=NOW + left)
     assert standing.is_live(NOW) is live
+
+
+@pytest.mark.parametrize(("seconds", "older"), [(-1, False), (0, False), (1, True)])
+def test_what_was_remembered_of_a_session_is_older_than_a_token_of_a_later_proof(seconds: int, older: bool) -> None:
+    assert STANDING.is_older_than(NOW + seconds * SECOND) is older
+
+
+@pytest.mark.parametrize(
+    ("amr", "second_factor", "then"),
+    [
+        (("pwd",), False, ("pwd",)),
+        (("pwd",), True, ("pwd", "otp")),
+        (("pwd", "otp"), True, ("pwd", "otp")),
+        (("pwd", "otp"), False, ("pwd", "otp")),
+    ],
+    ids=str,
+)
+def test_a_new_proof_makes_the_same_session_fresh(
+    amr: tuple[str, ...], second_factor: bool, then: tuple[str, ...]
+) -> None:
+    later = NOW + timedelta(hours=1)
+    proven = replace(SESSION, amr=amr).proven_again(later, second_factor=second_factor)
+    assert proven == replace(SESSION, auth_time=later, amr=then)

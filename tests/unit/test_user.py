@@ -60,11 +60,11 @@ EVENTS: list[tuple[Callable[[User], None], Callable[[User], DomainEvent]]] = [
         lambda user: EmailVerified(user_id=user.id, email=user.email, reason="registration"),
     ),
     (
-        lambda user: user.log_out(SESSION, at=LATER),
+        lambda user: user.session_ended(SESSION, reason="logout", at=LATER),
         lambda user: UserLoggedOut(user_id=user.id, session_id=SESSION),
     ),
     (
-        lambda user: user.session_revoked(SESSION, reason="cap", at=LATER),
+        lambda user: user.session_ended(SESSION, reason="cap", at=LATER),
         lambda user: SessionRevoked(user_id=user.id, session_id=SESSION, reason="cap"),
     ),
     (
