@@ -58,7 +58,7 @@ UPDATE refresh_tokens SET successor_sealed = NULL WHERE session_id = $2 AND succ
 _TOUCH = """
 WITH seen AS (
     SELECT s.id, v.at FROM user_sessions s JOIN unnest($1::uuid[], $2::timestamptz[]) AS v (id, at) ON v.id = s.id
-    WHERE s.ended_at IS NULL AND s.last_active_at < v.at - $3::interval FOR UPDATE OF s SKIP LOCKED
+    WHERE s.ended_at IS NULL AND s.last_active_at <= v.at - $3::interval FOR UPDATE OF s SKIP LOCKED
 )
 UPDATE user_sessions s SET last_active_at = seen.at FROM seen WHERE s.id = seen.id"""
 DEVICES_MAX = 20

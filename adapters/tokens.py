@@ -34,6 +34,7 @@ class AccessClaims:
     session_id: UUID
     auth_time: datetime
     expires_at: datetime
+    has_second_factor: bool
     raw: dict[str, object]
 
 
@@ -163,12 +164,14 @@ class TokenMint:
         if key is None:
             raise BadToken()
         claims = _decode(token, key.verify, self._algorithm, _ACCESS_CLAIMS)
+        amr = claims.get("amr")
         try:
             return AccessClaims(
                 user_id=UUID(str(claims["sub"])),
                 session_id=UUID(str(claims["sid"])),
                 auth_time=datetime.fromtimestamp(_whole(claims["auth_time"]), UTC),
                 expires_at=datetime.fromtimestamp(_whole(claims["exp"]), UTC),
+                has_second_factor=isinstance(amr, list) and "otp" in amr,
                 raw=claims,
             )
         except (ValueError, OverflowError, OSError) as error:

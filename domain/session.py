@@ -121,9 +121,9 @@ class Standing:
     def has_second_factor(self) -> bool:
         return "otp" in self.amr
 
-    def is_older_than(self, auth_time: datetime) -> bool:
-        """Was this read before its bearer proved themselves at that time, which a token tells in whole seconds?"""
-        return self.auth_time.replace(microsecond=0) < auth_time
+    def is_older_than(self, auth_time: datetime, *, has_second_factor: bool) -> bool:
+        """Does a token tell of a later proof than was known of when this was read? It tells times in whole seconds."""
+        return self.auth_time.replace(microsecond=0) < auth_time or (has_second_factor and not self.has_second_factor)
 
     def is_live(self, at: datetime) -> bool:
         return self.status == "active" and not self.session_ended and at < self.expires_at

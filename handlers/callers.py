@@ -66,18 +66,27 @@ async def standing(ctx: Context, claims: AccessClaims) -> Standing | None:
     From L1, which every writer's broadcast empties, else one indexed read. A refresh or a new proof of identity comes
     without a new version: what they have changed is read where L1 would refuse, or the token is the newer one.
     """
-    key, at = (claims.user_id, claims.session_id), ctx.now()
-    stands = ctx.standings.get(key)
-    if stands is None or not stands.is_live(at) or stands.is_older_than(claims.auth_time):
-        epoch = ctx.standings.epoch
-        async with ctx.database.connection() as connection:
-            stands = await standing_of(connection, claims.user_id, claims.session_id, ctx.settings.lifetimes)
-        if stands is not None:
-            ctx.standings.put(key, claims.user_id, stands.version, stands, epoch=epoch)
+    at = ctx.now()
+    stands = ctx.standings.get((claims.user_id, claims.session_id))
+    if stands is None or not stands.is_live(at) or _is_outdated(stands, claims):
+        stands = await _read_standing(ctx, claims)
     if stands is None or not stands.is_live(at):
         return None
     ctx.activity.note(stands, at)
     return stands
+
+
+def _is_outdated(stands: Standing, claims: AccessClaims) -> bool:
+    return stands.is_older_than(claims.auth_time, has_second_factor=claims.has_second_factor)
+
+
+async def _read_standing(ctx: Context, claims: AccessClaims) -> Standing | None:
+    epoch = ctx.standings.epoch
+    async with ctx.database.connection() as connection:
+        found = await standing_of(connection, claims.user_id, claims.session_id, ctx.settings.lifetimes)
+    if found is not None:
+        ctx.standings.put((found.user_id, found.session_id), found.user_id, found.version, found, epoch=epoch)
+    return found
 
 
 async def lock_caller(ctx: Context, work: UnitOfWork, call: Call) -> User:

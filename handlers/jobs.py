@@ -41,10 +41,15 @@ async def clear_away(database: Database) -> None:
     while True:
         await asyncio.sleep(PERIOD_S * random.uniform(0.5, 1.5))
         try:
-            for statement in _CLEARING.split(";"):
-                await _clear(database, statement)
+            await clear_once(database)
         except (Unavailable, Overloaded, Stale) as error:
             log.warning("clearing away waits", error=type(error).__name__)
+
+
+async def clear_once(database: Database) -> None:
+    """One round: of each kind as many rows as a bounded number of steps allow."""
+    for statement in _CLEARING.split(";"):
+        await _clear(database, statement)
 
 
 async def keep_keys_wrapped(database: Database, personal: PersonalData) -> None:

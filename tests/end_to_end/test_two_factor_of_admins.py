@@ -16,10 +16,16 @@ async def test_an_admin_is_let_in_by_a_second_factor_and_out_without(tmp_path: P
         account = (await client.call("auth.login", email=email, password=password)).data
         access = account["tokens"]["accessToken"]
         assert (await client.call("admin.users.list", access=access)).code == "TWO_FACTOR_REQUIRED"
+        early = (await client.call("auth.login", email=email, password=password)).data["tokens"]["accessToken"]
         begun = (await client.call("two-factor.enable", access=access, password=password)).data
         app = Authenticator(client, account, begun["secret"])
         assert (await client.call("two-factor.verify", access=access, code=app.code())).ok
         assert (await client.call("admin.users.list", access=access)).ok  # the code was shown in this session
+
+        assert (await client.call("admin.users.list", access=early)).code == "TWO_FACTOR_REQUIRED"
+        code = await app.fresh_code()
+        proven = (await client.call("me.reauthenticate", access=early, password=password, code=code)).data["tokens"]
+        assert (await client.call("admin.users.list", access=proven["accessToken"])).ok  # at once
 
         keys = str(dev.data_dir / "keys.json")
         assert (await command("keys", "rotate", "two-factor", "--lead", "0", "--file", keys))[0] == 0

@@ -158,9 +158,14 @@ def test_whose_token_counts(status: Status, ended: bool, left: timedelta, live: 
     assert standing.is_live(NOW) is live
 
 
-@pytest.mark.parametrize(("seconds", "older"), [(-1, False), (0, False), (1, True)])
-def test_what_was_remembered_of_a_session_is_older_than_a_token_of_a_later_proof(seconds: int, older: bool) -> None:
-    assert STANDING.is_older_than(NOW + seconds * SECOND) is older
+@pytest.mark.parametrize(
+    ("seconds", "otp", "older"),
+    [(-1, False, False), (0, False, False), (0, True, True), (1, False, True), (1, True, True)],
+)
+def test_what_was_remembered_of_a_session_is_older_than_a_token_of_a_later_proof(
+    seconds: int, otp: bool, older: bool
+) -> None:
+    assert STANDING.is_older_than(NOW + seconds * SECOND, has_second_factor=otp) is older
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from adapters.keys import Keys, public_bytes
+from adapters.keys import CannotOpen, Keys, public_bytes
+from adapters.successors import open_successor, seal_successor, seal_unseen
 from adapters.tokens import TokenMint, hash_of, new_secret
 from domain.refusals import BadToken, ExpiredToken
 from tests.builders import fresh_keys
@@ -124,3 +125,14 @@ def test_secrets_have_256_bits() -> None:
     made = {new_secret() for _ in range(100)}
     assert len(made) == 100
     assert {len(base64.urlsafe_b64decode(secret + "=")) for secret in made} == {32}
+
+
+def test_a_successor_opens_for_its_predecessor_or_by_a_key_of_the_server(forge: Forge, tmp_path: Path) -> None:
+    token, successor = forge.sign(), "the next one"
+    shown, unseen = seal_successor(token, successor), seal_unseen(forge.mint, successor)
+    assert successor not in shown + unseen
+    assert open_successor(forge.mint, token, shown) == open_successor(forge.mint, "another", unseen) == successor
+    with pytest.raises(CannotOpen):
+        open_successor(forge.mint, "another", shown)
+    with pytest.raises(BadToken):
+        open_successor(TokenMint(fresh_keys(tmp_path)), token, unseen)
