@@ -15,16 +15,16 @@ import pytest_asyncio
 from aiosmtpd.smtp import Envelope
 from pydantic_core import to_jsonable_python
 
-from adapters.limits import Limits
-from adapters.mail_caps import MailCaps
-from adapters.redis import Redis
-from adapters.telemetry import Metrics
 from adapters.event_log import StoredEvent, Trail
+from adapters.limits import Limits
 from adapters.links import Link, Links, Purpose, link_by_token
+from adapters.mail_caps import MailCaps
 from adapters.mail_sink import link_of
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
+from adapters.redis import Redis
 from adapters.smtp import Mailer, MailUnavailable
+from adapters.telemetry import Metrics
 from adapters.tokens import hash_of
 from adapters.unit_of_work import unit_of_work
 from contracts.events import EVENTS, Event, Metadata
