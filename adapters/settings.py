@@ -204,12 +204,12 @@ class Settings(BaseSettings):
         default=True, description="admin operations need a session with a second factor; `dev` turns it off"
     )
 
-    answer_ms_min: int = Field(
+    answer_ms_step: int = Field(
         default=100,
         ge=0,
         le=2000,
-        description="a refused sign-in, and whatever must not tell a known address from an unknown one, is answered "
-        "no earlier: more than its work takes",
+        description="refused sign-ins, and whatever must not tell a known address from an unknown one, are answered at "
+        "multiples of this time: choose more than their work takes",
     )
     requests_max: int = Field(default=512, ge=1, le=100_000, description="requests in work at once; more are shed")
     request_ms_max: int = Field(default=30_000, ge=100, le=300_000, description="longest time a request may take")

@@ -39,7 +39,7 @@ class Limit(Enum):
 
 
 class Even(Enum):
-    """Which replies come no earlier than `USER_SERVICE_ANSWER_MS_MIN`, so that their time tells nothing."""
+    """Which replies come at multiples of `USER_SERVICE_ANSWER_MS_STEP`, so that their time tells nothing."""
 
     NEVER = "none"
     REFUSALS = "refusals"

@@ -250,15 +250,16 @@ class Dispatcher:
         Raises `DeadlineExceeded` before any work.
         """
         left_ms = (call.deadline - asyncio.get_running_loop().time()) * 1000
-        if self._must_be_even(operation, refused=True) and left_ms < self._ctx.settings.answer_ms_min:
+        if self._must_be_even(operation, refused=True) and left_ms < self._ctx.settings.answer_ms_step:
             raise DeadlineExceeded
 
     async def _even_out(self, asked: Asked, answer: Answer) -> None:
-        """Hold a reply back until its time tells nothing of what was found."""
-        left_s = asked.began + self._ctx.settings.answer_ms_min / 1000 - time.perf_counter()
-        if left_s > 0 and self._must_be_even(asked.operation, refused=answer.error is not None):
+        """Hold a reply back until its time tells nothing of what was found: it goes out at whole steps from its
+        request's arrival, so that a step that is too short for a busy machine still tells next to nothing."""
+        step_s = self._ctx.settings.answer_ms_step / 1000
+        if step_s and self._must_be_even(asked.operation, refused=answer.error is not None):
             with suppress(asyncio.CancelledError):  # at a stop: the work is done, and its reply goes out at once
-                await asyncio.sleep(left_s)
+                await asyncio.sleep(step_s - (time.perf_counter() - asked.began) % step_s)
 
     @contextmanager
     def _answered_for(self, asked: Asked, headers: Mapping[str, str], *, at: float) -> Iterator[None]:

@@ -13,7 +13,7 @@ from adapters.audit_log import AuditRow
 from adapters.limits import LimitReached, Reservation, Window
 from adapters.links import Link
 from adapters.settings import Rate
-from adapters.strangers import refuse_stranger
+from adapters.strangers import count_stranger
 from adapters.unit_of_work import UnitOfWork
 from contracts.operations import Limit
 from domain.refusals import AccountLocked, Refusal, WrongCredentials
@@ -100,7 +100,7 @@ async def record_refused(
     """
     at = ctx.now()
     if user is None:
-        await refuse_stranger(work.connection, email_key(address), at=at)
+        await count_stranger(work.connection, email_key(address), at=at)
     elif isinstance(refusal, WrongCredentials):
         user.refuse_password(origin=call.origin, at=at)
         if tries is not None and _OVER_ALL_SOURCES in tries.filled and not user.is_locked(at):

@@ -1,8 +1,9 @@
--- What a refused sign-in writes for an address that nobody has: a row is locked and counted as that of a user would be,
--- so that the time tells nothing. A fixed number of rows, picked by the address; which address it was stands nowhere.
+-- What a sign-in or a request for mail writes for an address that nobody has: a row is locked and counted as that of a
+-- user would be, so that the time tells nothing. A fixed number of rows, picked by the address; which address it was
+-- stands nowhere.
 CREATE TABLE strangers (
     slot       smallint PRIMARY KEY,
-    failures   bigint NOT NULL DEFAULT 0,
+    requests   bigint NOT NULL DEFAULT 0,
     updated_at timestamptz
 ) WITH (fillfactor = 50);
 INSERT INTO strangers (slot) SELECT generate_series(0, 1023);

@@ -13,6 +13,7 @@ from adapters.links import Link, link_by_token
 from adapters.password_history import passwords_before, remember_password
 from adapters.password_rules import strength_of
 from adapters.postgres import Connection
+from adapters.strangers import count_stranger
 from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import account_of, owner_of, password_of
@@ -62,6 +63,8 @@ async def forgot_password(ctx: Context, call: Call, request: ForgotPassword) -> 
         owner = await owner_of(connection, key)
     async with ctx.unit_of_work(call) as work:
         user = None if owner is None else await work.users.lock(owner)
+        if user is None:
+            await count_stranger(work.connection, key, at=at)
         if user is not None and user.status == "active":
             expires_at = at + ctx.settings.lifetimes.reset_link
             link = Link(

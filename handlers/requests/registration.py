@@ -12,6 +12,7 @@ from adapters.audit_log import AuditRow
 from adapters.erasure import free_address
 from adapters.limits import LimitReached
 from adapters.links import Link, link_by_token
+from adapters.strangers import count_stranger
 from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import owner_of, user_view
@@ -173,6 +174,8 @@ async def resend_verification(ctx: Context, call: Call, request: ResendVerificat
         owner = await owner_of(connection, key)
     async with ctx.unit_of_work(call) as work:
         user = None if owner is None else await work.users.lock(owner)
+        if user is None:
+            await count_stranger(work.connection, key, at=at)
         if user is not None and not user.email_verified:
             for link in _ask_for_verification(ctx, user, reason="resend", at=at):
                 await work.links.open(link, at=at)

@@ -96,7 +96,7 @@ WRONG = {
     "limit_login": "0/900",
     "limit_login_source": "5/0",
     "limit_login_account": "fifty/900",
-    "answer_ms_min": "2001",
+    "answer_ms_step": "2001",
     "limit_register": "5",
     "limit_general": "5/99999999999",
     "limit_mail_address": "-1/1",

@@ -1,0 +1,59 @@
+"""Known and unknown addresses are answered alike, by bytes and by time; `make soak` measures the same with more tries.
+
+So few tries, on a machine that does other things beside them, can show a tell-tale difference alone: the bound is four
+standard deviations of the statistic, which chance passes once in some sixteen thousand runs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.gateway import PASSWORD, Gateway, gateway, new_email
+from tests.program import Dev
+from tests.telltale import MEASURED, OPERATIONS, compare, deviation_of_auc, known_addresses
+
+TRIES = 40
+
+
+@pytest_asyncio.fixture(scope="module")
+async def measured(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
+    async with Dev(tmp_path_factory.mktemp("measured") / "data", **MEASURED) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def alike(measured: Dev) -> AsyncIterator[Gateway]:
+    async with gateway(measured.ready) as found:
+        yield found
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_a_known_and_an_unknown_address_are_answered_alike(alike: Gateway, operation: str) -> None:
+    known = await known_addresses(alike, 10, verified=operation != "resend")
+    verdict = await compare(alike, OPERATIONS[operation], known, tries=TRIES, seed=1)
+    assert verdict.answers == 1
+    assert verdict.auc_within(4 * deviation_of_auc(TRIES)), verdict
+
+
+async def test_no_deadline_tells_how_long_the_work_took(alike: Gateway) -> None:
+    """One that is shorter than the step is refused before any work, whoever is asked for."""
+    known = await alike.verified()
+    for timeout_ms in ("1", "20", "99"):
+        replies = [
+            await alike.call("auth.login", headers={"Timeout-Ms": timeout_ms}, email=email, password="Wrong-1")
+            for email in (known, new_email())
+        ]
+        assert [reply.code for reply in replies] == ["DEADLINE_EXCEEDED"] * 2
+
+
+async def test_only_a_refused_sign_in_is_held_back(alike: Gateway) -> None:
+    email, loop = await alike.verified(), asyncio.get_running_loop()
+    took: dict[str, list[float]] = {PASSWORD: [], "Wrong-Password-1": []}
+    for password, times in list(took.items()) * 5:
+        began = loop.time()
+        await alike.call("auth.login", email=email, password=password)
+        times.append(loop.time() - began)
+    assert min(took["Wrong-Password-1"]) >= 0.1
+    assert min(took[PASSWORD]) < min(took["Wrong-Password-1"])
