@@ -30,7 +30,7 @@ run: setup ## start everything on this machine: service, PostgreSQL, NATS, Valke
 test: setup ## run the tests (ARGS="tests/unit -k lockout" for a part)
 	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 3 --dist loadfile)
 
-soak: setup ## ten rounds of random deaths of everything, with figures (SEEDS="3 7" for some, ARGS for pytest)
+soak: setup ## ten rounds of random deaths (SEEDS="3 7" for some), what answers tell by their time (ARGS for pytest)
 	@$(if $(SEEDS),SEEDS="$(SEEDS)" )$(BIN)/pytest tests/soak -m soak -p no:randomly -s $(ARGS)
 
 lint: setup ## format, lint, types and import rules, as CI checks them

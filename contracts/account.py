@@ -4,7 +4,7 @@ from uuid import UUID
 
 from pydantic import Field, JsonValue
 
-from contracts.operations import Caller, Operation
+from contracts.operations import Caller, Even, Operation
 from contracts.operations import Limit as RateLimit
 from contracts.users import Profile, Session, User
 from contracts.wire import Code, Cursor, Email, Empty, Secret, Timestamp, Token, Wire
@@ -149,6 +149,7 @@ OPERATIONS = (
         caller=Caller.SIGNED_IN,
         fresh=True,
         limit=RateLimit.MAIL,
+        even=Even.ALWAYS,
         writes=True,
         emits=("EmailChangeRequested", *_PROVEN),
         audits=_PROOF,
