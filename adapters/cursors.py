@@ -12,7 +12,7 @@ from contracts.wire import Pagination
 from domain.refusals import Fault, InvalidInput
 
 ROWS_BY_PAGE_MAX = 10_000
-COUNTED_MAX = 10_000
+COUNTED_MAX = 1_000
 """Rows counted for a total; above it the total is an estimate, and says so."""
 
 

@@ -1,4 +1,4 @@
-"""Pages of users: by page number near the top, by cursor without a bound. Each has an index; see migration 0008."""
+"""Pages of users: by page number near the top, by cursor without a bound. Migrations 0008 and 0012 index each."""
 
 from datetime import datetime
 from typing import NamedTuple
