@@ -4,11 +4,15 @@ import hashlib
 import mmap
 from pathlib import Path
 
+from adapters.settings import BadSettings, variable_of
+
 _HEX = 40
 _LINE_MAX = 128
+_VARIABLE = variable_of("breached_passwords_file")
+_ADVICE = "it must be as docs/deploy.md tells, readable by the service's user"
 
 
-class BadList(Exception):
+class BadList(BadSettings):
     """The file cannot be searched; the message says why."""
 
 
@@ -21,12 +25,12 @@ class BreachedPasswords:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise BadList(f"{path} cannot be read: {error}") from error
+            raise BadList(f"{_VARIABLE}: {path} cannot be read ({_why(error)}); {_ADVICE}") from None
         size = len(self._map)
         places = sorted({self._start_of(size * part // 64) for part in range(64)})
         found = [self._hash_at(place) for place in places if place < size]
         if not found or not all(_is_hash(line) for line in found) or found != sorted(found):
-            raise BadList(f"{path} holds no sorted lines that begin with a SHA-1 in hex")
+            raise BadList(f"{_VARIABLE}: {path} holds no sorted lines that begin with a SHA-1 in hex; {_ADVICE}")
 
     def __contains__(self, password: str) -> bool:
         wanted = hashlib.sha1(password.encode(), usedforsecurity=False).hexdigest().upper().encode()
@@ -52,6 +56,10 @@ class BreachedPasswords:
 
     def close(self) -> None:
         self._map.close()
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "it is empty"
 
 
 def _is_hash(line: bytes) -> bool:

@@ -12,39 +12,40 @@ from collections.abc import Callable
 from functools import partial
 
 import bcrypt
-from argon2 import PasswordHasher, extract_parameters
-from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error
 
-_ARGON2_KIB_MAX = 1024 * 1024
-_ARGON2_WORK_MAX = 4 * 1024 * 1024
-"""KiB times passes: some four seconds of one core."""
-_BCRYPT_ROUNDS_MAX = 15
-_PBKDF2_ITERATIONS_MAX = 3_000_000
-_SCRYPT_BYTES_MAX = 256 * 1024 * 1024
-_SCRYPT_WORK_MAX = 2**24
-"""N times r times p."""
-_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+from adapters.settings import ARGON2_KIB_MAX, ARGON2_LANES_MAX, ARGON2_PASSES_MAX, ARGON2_WORK_MAX
+
+# Ceilings: about a second of one core each, and never more memory than argon2id may take.
+_BCRYPT_ROUNDS_MAX = 14
+_PBKDF2_ITERATIONS_MAX = 2_000_000
+_SCRYPT_WORK_MAX = 2**21
+"""N times r times p; twice what OWASP asks for."""
+_SCRYPT_BLOCK_MAX = 64
+_SCRYPT_LANES_MAX = 16
+
 _ENCODED_CHARS_MAX = 512
+_ARGON2 = re.compile(
+    r"\$argon2(?:id|i|d)\$(?:v=(?:16|19)\$)?m=(\d{1,9}),t=(\d{1,9}),p=(\d{1,9})"
+    r"\$([A-Za-z0-9+/]{11,86})\$([A-Za-z0-9+/]{22,128})"
+)
+# The last character of salt and hash holds bits that must be zero.
+_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+_NUMBER = re.compile(r"[1-9]\d{0,8}")
 
 _argon2 = PasswordHasher()
-
-
-def is_importable(encoded: str) -> bool:
-    """Is this a hash that a sign-in can check, at a cost that we bear?"""
-    return _check_of(encoded) is not None
-
-
-def matches(encoded: str, password: str) -> bool:
-    """Does the password belong to this hash? False also for one of a kind or a cost that we do not take."""
-    check = _check_of(encoded)
-    return check is not None and check(password.encode())
-
 
 Check = Callable[[bytes], bool]
 
 
-def _check_of(encoded: str) -> Check | None:
-    """What decides of a password; None for a text that is no hash of ours to run."""
+def is_importable(encoded: str) -> bool:
+    """Is this a hash that a sign-in can check, at a cost that we bear?"""
+    return check_of(encoded) is not None
+
+
+def check_of(encoded: str) -> Check | None:
+    """What decides of a password; None for a text of a kind, a form or a cost that we do not run."""
     if len(encoded) > _ENCODED_CHARS_MAX or not encoded.isascii():
         return None
     kind, _, rest = encoded.partition("$")
@@ -58,17 +59,19 @@ def _check_of(encoded: str) -> Check | None:
 
 
 def _argon2id(encoded: str) -> Check | None:
-    try:
-        cost = extract_parameters(encoded)
-    except InvalidHashError:
+    found = _ARGON2.fullmatch(encoded)
+    if found is None or any(len(part) % 4 == 1 for part in found.group(4, 5)):
         return None
-    if cost.memory_cost > _ARGON2_KIB_MAX or cost.memory_cost * cost.time_cost > _ARGON2_WORK_MAX:
+    memory_kib, passes, lanes = (_number(part) for part in found.group(1, 2, 3))
+    if not 8 * lanes <= memory_kib <= ARGON2_KIB_MAX or memory_kib * passes > ARGON2_WORK_MAX:
+        return None
+    if passes > ARGON2_PASSES_MAX or lanes > ARGON2_LANES_MAX:  # each pass starts a thread for each lane, four times
         return None
 
     def check(password: bytes) -> bool:
         try:
             return _argon2.verify(encoded, password)
-        except (VerifyMismatchError, InvalidHashError, Argon2Error):
+        except Argon2Error:
             return False
 
     return check
@@ -83,7 +86,7 @@ def _bcrypt(encoded: str) -> Check | None:
     def check(password: bytes) -> bool:
         try:
             return bcrypt.checkpw(password[:72], encoded.encode())
-        except ValueError:  # a salt whose last bits cannot be
+        except ValueError:  # a form that only the library knows to be wrong
             return False
 
     return check
@@ -95,27 +98,34 @@ def _bcrypt_of_sha256(*parts: str) -> Check | None:
 
 
 def _pbkdf2(algorithm: str, iterations: str, salt: str, digest: str) -> Check | None:
-    count, wanted = int(iterations), base64.b64decode(digest, validate=True)
-    if not 1 <= count <= _PBKDF2_ITERATIONS_MAX or len(wanted) != hashlib.new(algorithm).digest_size:
+    count, wanted = _number(iterations), base64.b64decode(digest, validate=True)
+    if count > _PBKDF2_ITERATIONS_MAX or len(wanted) != hashlib.new(algorithm).digest_size:
         return None
     return lambda password: hmac.compare_digest(hashlib.pbkdf2_hmac(algorithm, password, salt.encode(), count), wanted)
 
 
 def _scrypt(n: str, salt: str, r: str, p: str, digest: str) -> Check | None:
-    cost, block, lanes = int(n), int(r), int(p)
+    cost, block, lanes = _number(n), _number(r), _number(p)
     wanted = base64.b64decode(digest, validate=True)
-    is_power = cost > 1 and cost & (cost - 1) == 0
-    if not is_power or min(block, lanes) < 1 or len(wanted) != 64 or cost * block * lanes > _SCRYPT_WORK_MAX:
+    is_power = cost > 1 and cost & (cost - 1) == 0 and cost.bit_length() <= 16 * block  # N < 2^(128 r / 8): RFC 7914
+    if not is_power or len(wanted) != 64 or cost * block * lanes > _SCRYPT_WORK_MAX:
+        return None
+    if block > _SCRYPT_BLOCK_MAX or lanes > _SCRYPT_LANES_MAX or cost * block > ARGON2_KIB_MAX * 8:
         return None
     memory = 128 * block * (cost + lanes + 2)
-    if memory > _SCRYPT_BYTES_MAX:
-        return None
 
     def check(password: bytes) -> bool:
         found = hashlib.scrypt(password, salt=salt.encode(), n=cost, r=block, p=lanes, maxmem=memory * 2, dklen=64)
         return hmac.compare_digest(found, wanted)
 
     return check
+
+
+def _number(text: str) -> int:
+    """A positive number of at most nine digits; raises `ValueError`."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return int(text)
 
 
 _DJANGO: dict[str, Callable[..., Check | None]] = {

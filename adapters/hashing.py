@@ -11,7 +11,7 @@ from typing import TypeVar
 from argon2 import PasswordHasher, Type
 from argon2.low_level import hash_secret_raw
 
-from adapters.foreign_hashes import matches
+from adapters.foreign_hashes import check_of
 from adapters.settings import Argon2Cost
 from domain.password import normalised
 from domain.refusals import Overloaded
@@ -47,8 +47,8 @@ class Hasher:
         return encoded
 
     async def verify(self, encoded: str | None, password: str) -> bool:
-        """Does the password match? `None` (no such user) costs the same and matches nothing."""
-        is_right = await self._in_thread(_matches, encoded or self._dummy, password)
+        """Does the password match? `None` (no such user) and a text that is no hash cost the same and match nothing."""
+        is_right = await self._in_thread(_matches, encoded, self._dummy, password)
         return is_right and encoded is not None
 
     async def derive(self, words: Sequence[str], *, salt: bytes, cost: tuple[int, int, int]) -> list[bytes]:
@@ -78,7 +78,7 @@ class Hasher:
         """A short measurement for the start's log line; blocks its caller."""
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < 0.15:
-            _matches(self._dummy, "wrong")
+            _matches(self._dummy, self._dummy, "wrong")
             count += 1
         return count / (time.perf_counter() - began)
 
@@ -86,11 +86,16 @@ class Hasher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _matches(encoded: str, password: str) -> bool:
+def _matches(encoded: str | None, dummy: str, password: str) -> bool:
     """A hash from elsewhere may be of the password as it was typed: that is tried too where it is another text, for
     every hash alike, so that the time says nothing of its kind."""
-    usual = normalised(password)
-    return matches(encoded, usual) or (password != usual and matches(encoded, password))
+    own = None if encoded is None else check_of(encoded)
+    check = own or check_of(dummy)
+    if check is None:
+        return False
+    forms = dict.fromkeys((normalised(password), password))
+    is_right = any(check(form.encode()) for form in forms)
+    return is_right and own is not None
 
 
 def _derived(words: Sequence[str], salt: bytes, cost: tuple[int, int, int]) -> list[bytes]:

@@ -6,19 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-from zxcvbn_rs_py import zxcvbn
-
 from adapters.breached_passwords import BreachedPasswords
+from adapters.common_passwords import estimate, is_common
 from adapters.settings import Settings
 from domain.password import COMPOSITION, NIST, PasswordPolicy, broken_rules, normalised
 from domain.refusals import Fault, WeakPassword
-
-_LOOKED_AT = 128
-"""Characters that the estimate reads: its time grows faster than the password."""
-_GUESSES_LOG10_MAX = 6
-_WORD_GUESSES_LOG10_MAX = 4
-_TRIMMINGS_MAX = 6
-_WORD_IN_TRIMMINGS = re.compile(r"([\W\d_]*)([^\W\d_](?:.*[^\W\d_])?)([\W\d_]*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,34 +46,22 @@ class PasswordRules:
 
 
 def _policy(settings: Settings) -> PasswordPolicy:
+    words = settings.password_context_words
     if settings.password_policy == "nist":  # noqa: S105 - a name
-        return NIST
+        return replace(NIST, context_words=words)
     age_s = settings.password_age_seconds
     age_max = timedelta(seconds=age_s) if age_s else None
-    return replace(COMPOSITION, history=settings.password_history, age_max=age_max)
+    return replace(COMPOSITION, history=settings.password_history, age_max=age_max, context_words=words)
 
 
 def _opened(path: Path | None) -> BreachedPasswords | None:
     return None if path is None else BreachedPasswords(path)
 
 
-def is_common(password: str) -> bool:
-    """Would an attacker with word lists and their usual twists be there within a million guesses (zxcvbn), or is it one
-    word of such a list with a few digits and signs around it?"""
-    if zxcvbn(password[:_LOOKED_AT]).guesses_log10 <= _GUESSES_LOG10_MAX:
-        return True
-    found = _WORD_IN_TRIMMINGS.fullmatch(password)
-    if found is None or len(found[1]) + len(found[3]) > _TRIMMINGS_MAX:
-        return False
-    return bool(zxcvbn(found[2][:_LOOKED_AT]).guesses_log10 <= _WORD_GUESSES_LOG10_MAX)
-
-
 def strength_of(password: str, own_words: Sequence[str]) -> Strength:
     """What the estimate says, for people to read; the user's own words count as known to the attacker."""
-    found = zxcvbn(normalised(password)[:_LOOKED_AT], list(own_words))
-    feedback = found.feedback
-    said = [] if feedback is None else [_sentence(repr(suggestion)) for suggestion in feedback.suggestions]
-    return Strength(int(found.score), said)
+    score, suggestions = estimate(normalised(password), own_words)
+    return Strength(score, [_sentence(name) for name in suggestions])
 
 
 def _sentence(name: str) -> str:

@@ -30,17 +30,27 @@ class BadSettings(Exception):
     """The environment does not make sense; the message lists every fault, a line each."""
 
 
+ARGON2_KIB_MAX = 128 * 1024
+"""Two threads of the smallest container that we recommend hold it."""
+ARGON2_PASSES_MAX = 64
+ARGON2_LANES_MAX = 16
+ARGON2_WORK_MAX = 1024 * 1024
+"""KiB times passes: about a second of one core."""
+
+
 class Argon2Cost(BaseModel):
     """argon2id's cost: KiB of memory, passes, lanes."""
 
-    memory_kib: int = Field(ge=8, le=1024 * 1024)
-    passes: int = Field(ge=1, le=64)
-    lanes: int = Field(ge=1, le=16)
+    memory_kib: int = Field(ge=8, le=ARGON2_KIB_MAX)
+    passes: int = Field(ge=1, le=ARGON2_PASSES_MAX)
+    lanes: int = Field(ge=1, le=ARGON2_LANES_MAX)
 
     @model_validator(mode="after")
     def _enough_for_its_lanes(self) -> Self:
         if self.memory_kib < 8 * self.lanes:
             raise ValueError("m must be at least 8 KiB for each lane")
+        if self.memory_kib * self.passes > ARGON2_WORK_MAX:
+            raise ValueError(f"m times t must be at most {ARGON2_WORK_MAX}")
         return self
 
 
@@ -52,6 +62,7 @@ class Rate(BaseModel):
 
 
 RateSetting = Annotated[Rate, NoDecode]
+ContextWord = Annotated[str, Field(min_length=3, max_length=50)]
 Pause = Annotated[float, Field(ge=0, le=7 * 86_400)]
 
 
@@ -193,6 +204,11 @@ class Settings(BaseSettings):
         description="a password older than this must be reset; 0 is never, as with `nist`",
     )  # fmt: skip
     password_history: int = Field(default=5, ge=0, le=24, description="passwords that are not taken again; `nist`: 0")
+    password_context_words: Annotated[tuple[ContextWord, ...], NoDecode] = Field(
+        default=("project5",),
+        max_length=50,
+        description="names of the service and of who runs it, which no new password may hold",
+    )
     breached_passwords_file: Path | None = Field(
         default=None, description="sorted SHA-1 hashes in hex, a line each, of passwords that are refused"
     )
@@ -256,9 +272,9 @@ class Settings(BaseSettings):
             raise ValueError("must look like m=19456,t=2,p=1")
         return {"memory_kib": found[1], "passes": found[2], "lanes": found[3]}
 
-    @field_validator("delivery_pauses", mode="before")
+    @field_validator("delivery_pauses", "password_context_words", mode="before")
     @classmethod
-    def _read_pauses(cls, value: object) -> object:
+    def _read_list(cls, value: object) -> object:
         return tuple(part for part in re.split(r"[\s,]+", value) if part) if isinstance(value, str) else value
 
     @field_validator(
@@ -410,7 +426,7 @@ def written(value: object) -> str:
         case Argon2Cost():
             return f"m={value.memory_kib},t={value.passes},p={value.lanes}"
         case tuple():
-            return " ".join(f"{part:g}" for part in value)
+            return " ".join(part if isinstance(part, str) else f"{part:g}" for part in value)
         case _:
             return str(value)
 

@@ -1,5 +1,6 @@
 """What makes a password acceptable: the composition policy, or NIST SP 800-63B-4 section 3.1.1.2 instead."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ NO_PASSWORD = "!"  # noqa: S105 - what no hash looks like: nothing matches it
 
 # One sign for each group of look-alikes: 1 and ! stand for l as well as for i, so all four are read as i.
 _LEET = str.maketrans("013457@$!l", "oieastasii")
+_FOUND_ANYWHERE, _FOUND_ALONE = 4, 3
+"""Letters of a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class PasswordPolicy:
     composition: bool = True
     history: int = 5
     age_max: timedelta | None = timedelta(days=90)
+    context_words: tuple[str, ...] = ()
+    """The names of the service and of who runs it, which are tried first against it."""
 
 
 COMPOSITION = PasswordPolicy()
@@ -65,8 +70,10 @@ def _broken(password: str, policy: PasswordPolicy, own_words: Sequence[str]) -> 
         yield "too_long", f"Use at most {policy.length_max} characters."
     if policy.composition:
         yield from _missing_kinds(password)
-    if _holds_own_word(password, own_words):
+    if _holds(password, own_words):
         yield "holds_own_data", "Do not use your name or email address."
+    if _holds(password, policy.context_words):
+        yield "holds_context_word", "Do not use the name of this service or of who runs it."
 
 
 def _missing_kinds(password: str) -> Iterator[tuple[str, str]]:
@@ -80,17 +87,31 @@ def _missing_kinds(password: str) -> Iterator[tuple[str, str]]:
         yield "no_special", "Use a special character."
 
 
-def _plain(text: str) -> str:
-    return text.casefold().translate(_LEET)
+def _forms(text: str) -> set[str]:
+    """A text as it stands, without accents and width, with its signs read as letters, and without what parts it."""
+    folded = text.casefold()
+    bare = "".join(char for char in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(char))
+    plain = bare.translate(_LEET)
+    return {folded, bare, plain, "".join(char for char in plain if char.isalnum())}
 
 
-def _holds_own_word(password: str, own_words: Sequence[str]) -> bool:
-    """Words of three letters and less are found in half of all good passwords, so they do not count."""
-    haystacks = {password.casefold(), _plain(password)}
-    needles = {form for word in own_words for form in (word.casefold(), _plain(word)) if len(word) >= 4}
-    return any(needle in haystack for needle in needles for haystack in haystacks)
+def _holds(password: str, words: Sequence[str]) -> bool:
+    """Words of two letters and less are found in half of all good passwords, so they do not count; those of three count
+    where no letter stands beside them; longer ones in any disguise, also backwards."""
+    haystacks = _forms(password)
+    needles = {form for word in words for form in _forms(word) if len(form) >= _FOUND_ANYWHERE}
+    if any(needle in haystack or needle[::-1] in haystack for needle in needles for haystack in haystacks):
+        return True
+    folded = password.casefold()
+    return any(len(word) == _FOUND_ALONE and _stands_alone(word.casefold(), folded) for word in words)
+
+
+def _stands_alone(word: str, text: str) -> bool:
+    return re.search(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", text) is not None
 
 
 def own_words(email: str, *names: str) -> tuple[str, ...]:
-    """The words of a user that a password may not hold: names, the address, and what stands before its @."""
-    return (email, email.partition("@")[0], *names)
+    """What of a user a password may not hold: names, the address, what stands before its @, and the parts of these."""
+    whole = (email, email.partition("@")[0], *names)
+    parts = (part for text in whole[1:] for part in re.split(r"[\W_]+", text) if part)
+    return tuple(dict.fromkeys((*whole, *parts)))

@@ -302,6 +302,9 @@ class User:
             raise PasswordExpired()
 
     def change_password(self, password_hash: str, *, at: datetime) -> None:
+        """Raises `PasswordDisowned` for one that somebody else may know: only the mailbox proves its owner."""
+        if self.password_reset_required:
+            raise PasswordDisowned()
         self._renew_password(password_hash, at)
         self._record(PasswordChanged(user_id=self.id), at)
 

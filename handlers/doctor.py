@@ -6,11 +6,13 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import asyncpg
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from adapters.breached_passwords import BadList, BreachedPasswords
 from adapters.bus_client import BusFailure, bus_client
 from adapters.keys import BadKeys, read_keys
 from adapters.migrations import MigrationRefused, status
@@ -49,6 +51,8 @@ async def examine(settings: Settings, faults: Mapping[str, Sequence[str]], nats_
         yield finding
     if "keys_file" not in faults:
         yield _keys(settings)
+    if settings.breached_passwords_file is not None and "breached_passwords_file" not in faults:
+        yield _breached_passwords(settings.breached_passwords_file)
     examinations = {
         "database_url": ("postgresql", _database(settings)),
         "database_owner_url": ("schema owner", _owner(settings)),
@@ -101,6 +105,14 @@ def _keys(settings: Settings) -> Finding:
     except BadKeys as error:
         return _finding("keys", error, "restore the file from its backup: new keys end all sessions")
     return Finding("keys", True, str(path))
+
+
+def _breached_passwords(path: Path) -> Finding:
+    try:
+        BreachedPasswords(path).close()
+    except BadList as error:
+        return _finding("breached passwords", error, "")
+    return Finding("breached passwords", True, str(path))
 
 
 def _finding(what: str, error: Exception, advice: str) -> Finding:

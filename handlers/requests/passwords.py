@@ -97,9 +97,9 @@ class _Before:
 
 
 async def _before(ctx: Context, connection: Connection, user_id: UUID) -> _Before:
-    """Raises `BadToken` for a user who is gone."""
+    """Raises `BadToken` for a user who is gone or suspended."""
     account, stored = await account_of(connection, user_id), await password_of(connection, user_id)
-    if account is None or stored is None:
+    if account is None or stored is None or account.user.status != "active":
         raise BadToken
     shown, history = account.user, ctx.passwords.policy.history
     older = await passwords_before(connection, user_id, passwords_max=history - 1) if history > 1 else []

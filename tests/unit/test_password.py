@@ -1,6 +1,7 @@
 """What makes a password acceptable."""
 
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -67,7 +68,8 @@ def test_all_faults_come_at_once() -> None:
     "password",
     [
         "Xy7!paulZq", "Xy7!PAULZq", "Xy7!p4u1Zq", "Xy7!P@ulZq", "Xy7!Atr31d3$", "aTREIDES9!xq", "x9!Paul.Atreides",
-        "Paul.Atreides@example.org1", "Xy7!PaU!Zq",
+        "Paul.Atreides@example.org1", "Xy7!PaU!Zq", "Xy7!luaPZq", "S3d!3rtA-9x", "Xy7!A.t.r.e.i.d.e.s", "Xy7!Pàul-Q",
+        "Xy7!\uff50\uff41\uff55\uff4cQ",
     ],
 )  # fmt: skip
 def test_own_words_are_found_in_disguise(password: str) -> None:
@@ -77,6 +79,23 @@ def test_own_words_are_found_in_disguise(password: str) -> None:
 @pytest.mark.parametrize("name", ["Ann", "Li", "", "Bo"])
 def test_short_words_do_not_count(name: str) -> None:
     assert faults_of("Xy7!annliboQ", words=own_words("ann@example.org", name)) == set()
+
+
+@pytest.mark.parametrize(("name", "password"), [("Ann", "Ann-Xy7!qw"), ("Eva", "7Xq!eva99"), ("Ada", "Xy7!w_ADA")])
+def test_names_of_three_letters_count_where_they_stand_alone(name: str, password: str) -> None:
+    assert faults_of(password, words=own_words("x@example.org", name)) == {"holds_own_data"}
+
+
+@pytest.mark.parametrize("password", ["Xy7!muaddibQ", "Xy7!Usul-Zq", "Xy7!Jean9q", "xY7!Picard"])
+def test_the_parts_of_names_and_address_count(password: str) -> None:
+    words = own_words("muaddib+usul@example.org", "Jean-Luc", "de Picard")
+    assert faults_of(password, words=words) == {"holds_own_data"}
+
+
+@pytest.mark.parametrize("password", ["Xy7!Project5q", "Xy7!pr0j3ct5Q", "Arrakeen-1x"])
+def test_the_services_own_names_are_not_taken(password: str) -> None:
+    policy = replace(COMPOSITION, context_words=("project5", "arrakeen"))
+    assert faults_of(password, policy, words=()) == {"holds_context_word"}
 
 
 def test_own_words_are_found_however_their_accents_are_written() -> None:

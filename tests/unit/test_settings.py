@@ -108,6 +108,7 @@ WRONG = {
     "jwks_max_age_seconds": "0",
     "password_age_seconds": "-1",
     "password_history": "25",
+    "password_context_words": "ab project5",
     "limit_code": "five",
     "limit_upload": "10/0",
     "limit_export": "ten",
