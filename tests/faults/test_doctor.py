@@ -204,6 +204,25 @@ async def test_a_key_file_that_cannot_serve_is_named_with_what_to_do(house: Hous
         assert do in keys.advice
 
 
+async def test_a_list_of_breached_passwords_that_cannot_be_searched_is_named(house: House, tmp_path: Path) -> None:
+    sorted_, shuffled, empty = tmp_path / "sorted", tmp_path / "shuffled", tmp_path / "empty"
+    sorted_.write_text("0" * 40 + ":7\n" + "F" * 40 + ":1\n")
+    shuffled.write_text("F" * 40 + "\n" + "0" * 40 + "\n")
+    empty.touch()
+
+    async def look(path: Path) -> Finding:
+        settings = settings_of(house.at.database_url, breached_passwords_file=path)
+        return await look_at("breached_passwords_file", "breached passwords", settings)
+
+    assert (await look(sorted_)).good
+    for path, says in ((shuffled, "sorted"), (empty, "empty"), (tmp_path / "absent", "No such file")):
+        found = await look(path)
+        assert not found.good
+        assert "USER_SERVICE_BREACHED_PASSWORDS_FILE" in found.says
+        assert says in found.says
+        assert "docs/deploy.md" in found.advice
+
+
 @asynccontextmanager
 async def the_ledger(house: House, *statements: str) -> AsyncIterator[None]:
     """The list of applied migrations is another one while the block lasts."""
