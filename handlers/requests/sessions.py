@@ -149,7 +149,7 @@ async def _remove_pending(work: UnitOfWork, user: User, *, at: datetime) -> None
     if user.email_verified:
         raise BadToken
     await work.end_sessions(user, reason="account_deleted", at=at)
-    await work.links.void(user.id, "verification", "invitation", "reset", "not-me", "unlock", at=at)
+    await work.links.void_all_but(user.id, at=at)
     user.delete(by="user", at=at)
     await work.users.save(user)
     await free_address(work.connection, user.id)

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.house import House, open_house
-from tests.gateway import PASSWORD, Gateway, Reply, stored_events
+from tests.gateway import PASSWORD, Gateway, Reply, new_email, stored_events
 from tests.program import eventually
 
 NEW_PASSWORD = "Difference_Engine#1822"
@@ -81,9 +81,9 @@ class Held:
         verdicts = await asyncio.gather(*(self.client.call("auth.verify-token", token=token) for _ in ASKED))
         return all(verdict.data == {"active": False} for verdict in verdicts)
 
-    async def mailed_token(self, page: str, *, mails: int = 1) -> str:
+    async def mailed_token(self, page: str, *, mails: int = 1, to: str | None = None) -> str:
         """What stands behind a page's link in the newest of so many mails."""
-        email = self.user["email"]
+        email = to or self.user["email"]
 
         async def there() -> bool:
             return len(self.client.mails_to(email, page)) >= mails
@@ -158,6 +158,36 @@ async def change_the_password_elsewhere(held: Held) -> None:
     await held.from_elsewhere("me.change-password", currentPassword=PASSWORD, newPassword=NEW_PASSWORD)
 
 
+async def undo_a_change_of_address(held: Held) -> None:
+    new = new_email()
+    await held.call("me.change-email", newEmail=new, password=PASSWORD)
+    confirm = await held.mailed_token("/confirm-email-change?", to=new)
+    cancel = await held.mailed_token("/cancel-email-change?")
+    await held.call("me.confirm-email-change", token=confirm)
+    await held.remembered_by_all()
+    await accepted(held.client.call("auth.cancel-email-change", token=cancel))
+
+
+async def delete_the_account(held: Held) -> None:
+    await held.call("me.delete", password=PASSWORD)
+
+
+async def suspend(held: Held) -> None:
+    await held.by_admin("admin.users.update-status", status="suspended", reason="spam")
+
+
+async def delete_as_admin(held: Held) -> None:
+    await held.by_admin("admin.users.delete", reason="asked for")
+
+
+async def require_a_reset(held: Held) -> None:
+    await held.by_admin("admin.users.require-password-reset", reason="leaked")
+
+
+async def revoke_as_admin(held: Held) -> None:
+    assert (await held.by_admin("admin.users.revoke-sessions", reason="stolen")).data == {"revoked": 1}
+
+
 ENDS: dict[str, tuple[Callable[[Held], Awaitable[None]], str]] = {
     "logout": (log_out, "UserLoggedOut"),
     "logout, by the refresh token": (log_out_by_the_refresh_token, "UserLoggedOut"),
@@ -170,6 +200,12 @@ ENDS: dict[str, tuple[Callable[[Held], Awaitable[None]], str]] = {
     "disowned by mail": (disown_it, "not_me"),
     "the password reset": (reset_the_password, "password_reset"),
     "the password changed elsewhere": (change_the_password_elsewhere, "password_changed"),
+    "a change of address undone": (undo_a_change_of_address, "email_change_undone"),
+    "the account deleted": (delete_the_account, "account_deleted"),
+    "the account deleted by an admin": (delete_as_admin, "account_deleted"),
+    "suspended": (suspend, "suspended"),
+    "a reset required": (require_a_reset, "password_reset_required"),
+    "revoked by an admin": (revoke_as_admin, "revoked_by_admin"),
 }
 """How a session ends, and what is told of it: `SessionRevoked` with this reason, or an event of its own."""
 
