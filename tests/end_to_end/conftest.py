@@ -45,7 +45,7 @@ async def require_the_table_to_be_true(dev: Dev) -> None:
     """What the table of operations says of events and audit rows, held against what a whole run has left."""
     subjects = {}
     for line in dev.log.splitlines():
-        if line.startswith("{") and (entry := json.loads(line)).get("event") == "request":
+        if line.startswith("{") and (entry := json.loads(line)).get("message") == "request":
             subjects[entry["requestId"]] = entry["subject"]
     async with database(dev.ready) as rows:
         events = await rows.fetch("SELECT DISTINCT metadata->>'requestId' AS request, type FROM events")
