@@ -32,6 +32,13 @@ def test_links_lead_to_files(name: str) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_every_test_that_the_page_on_security_names_is_there() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", page))
+    assert named
+    assert named <= {path.name for path in ROOT.glob("tests/*/test_*.py")}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_inside_a_generated_page_have_a_heading(name: str) -> None:
     page = PAGES[name]()
