@@ -54,7 +54,7 @@ def pagination(asked: Asked, *, counted: int, next_cursor: str | None) -> Pagina
 
 def make_cursor(*place: object) -> str:
     """A cursor from the values that order the list, as text."""
-    return base64.urlsafe_b64encode(json.dumps([str(part) for part in place]).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps([str(part) for part in place], ensure_ascii=False).encode()).decode()
 
 
 def read_cursor(cursor: str, *, parts: int) -> list[str]:

@@ -8,7 +8,13 @@ from adapters.postgres import Connection
 
 
 async def total_of(
-    connection: Connection, query: Asked, matching: str, values: Sequence[object], *, rows_read: int
+    connection: Connection,
+    query: Asked,
+    matching: str,
+    values: Sequence[object],
+    *,
+    rows_read: int,
+    expected: int | None = None,
 ) -> int:
     """The count of `FROM … WHERE …`; above `COUNTED_MAX` an estimate, which then lies above it too.
 
@@ -17,10 +23,19 @@ async def total_of(
     before = offset_of(query)
     if query.cursor is None and rows_read <= query.limit and (rows_read > 0 or before == 0):
         return before + rows_read
-    plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) SELECT {matching}", *values)
-    estimate: int = json.loads(plan)[0]["Plan"]["Plan Rows"]
-    if estimate > COUNTED_MAX:
-        return estimate
-    statement = await connection.prepare(f"SELECT count(*) FROM (SELECT {matching} LIMIT {COUNTED_MAX + 1}) AS counted")
+    if expected is None:
+        expected = await expected_rows(connection, matching, values)
+    if expected > COUNTED_MAX:
+        return max(expected, before + rows_read)
+    statement = await connection.prepare(
+        f"SELECT count(*) FROM (SELECT {matching} LIMIT {COUNTED_MAX + 1}) AS counted", name=""
+    )
     found: int = await statement.fetchval(*values)
     return found
+
+
+async def expected_rows(connection: Connection, matching: str, values: Sequence[object]) -> int:
+    """How many rows the planner expects of `FROM … WHERE …`, by its statistics alone."""
+    statement = await connection.prepare(f"EXPLAIN (FORMAT JSON) SELECT {matching}", name="")
+    expected: int = json.loads(await statement.fetchval(*values))[0]["Plan"]["Plan Rows"]
+    return expected

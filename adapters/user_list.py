@@ -1,120 +1,156 @@
-"""Pages of users: by page number near the top, by cursor without a bound. Migrations 0008 and 0012 index each."""
+"""Pages of users: by page number near the top, by cursor without a bound, each out of an index and in its order."""
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
 from uuid import UUID
 
-from adapters.addresses import email_prefix
+import asyncpg
+
 from adapters.cursors import make_cursor, not_a_cursor, offset_of, pagination, read_cursor, read_time
 from adapters.postgres import Connection
-from adapters.totals import total_of
+from adapters.totals import expected_rows, total_of
+from adapters.user_search import Found, found_by
 from adapters.users import USER_COLUMNS, view_of_row
 from contracts.admin import ListUsers, UserSort
 from contracts.users import Role, Status, User
 from contracts.wire import Pagination
 
+_MANY = 10_000
+"""From so many expected finds on, the page is looked for in the order first, among the next rows of it."""
+_LOOKED_AT_MAX = 2_000
+_DIRECTORY = "user_directory u"
+# Looked up row by row, for what is found alone: a join would read a table whole.
+_NAMES = "SELECT * FROM user_directory d WHERE d.id = l.id"
+_LOGIN = "(SELECT l.last_login_at FROM users l WHERE l.id = d.id) AS last_login_at"
 
-class _Order(NamedTuple):
-    """How a sort reads: the column (never null: a cursor compares it), its type, and the direction."""
 
-    column: str
-    kind: str
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """How a sort reads: the columns of its index, their types, the direction, and the table. No column is ever null,
+    and together they are unique: a cursor compares them. `searched` is the directory with these columns, `named` makes
+    some rows of the table rows of it."""
+
+    columns: tuple[str, ...]
+    kinds: tuple[str, ...]
     way: str
+    table: str = _DIRECTORY
+    searched: str = _DIRECTORY
+    named: str = "({}) AS u"
+
+    @property
+    def by(self) -> str:
+        return ", ".join(f"{column} {self.way}" for column in self.columns)
+
+    def beyond(self, first: int) -> str:
+        """What comes behind the place that is given by the values from this number on."""
+        marks = ", ".join(f"${first + n}::{kind}" for n, kind in enumerate(self.kinds))
+        return f"({', '.join(self.columns)}) {'>' if self.way == 'ASC' else '<'} ({marks})"
 
 
+_TIME = ("timestamptz", "uuid")
 _ORDERS: dict[UserSort, _Order] = {
-    "createdAt": _Order("u.created_at", "timestamptz", "ASC"),
-    "-createdAt": _Order("u.created_at", "timestamptz", "DESC"),
-    "email": _Order('u.email_key COLLATE "C"', "text", "ASC"),
-    "lastLoginAt": _Order("coalesce(u.last_login_at, '1970-01-01Z'::timestamptz)", "timestamptz", "DESC"),
-}
-# Written out, not bound: only so does the planner see that a partial index serves.
-_OF_STATUS: dict[Status | None, str] = {
+    "createdAt": _Order(("u.created_at", "u.id"), _TIME, "ASC"),
+    "-createdAt": _Order(("u.created_at", "u.id"), _TIME, "DESC"),
+    "email": _Order(("u.email_key",), ("text",), "ASC"),
+    # Written by every sign-in, so the directory does not hold it.
+    "lastLoginAt": _Order(
+        ("coalesce(u.last_login_at, '1970-01-01Z'::timestamptz)", "u.id"), _TIME, "DESC",
+        table="users u",
+        searched=f"(SELECT d.*, {_LOGIN} FROM user_directory d) AS u",
+        named=f"(SELECT d.*, l.last_login_at FROM ({{}}) AS l, LATERAL ({_NAMES} OFFSET 0) AS d) AS u",
+    ),
+}  # fmt: skip
+# Written out, not sent as values: which index serves best depends on them.
+_STATUS: dict[Status | None, str] = {
     None: "u.status <> 'deleted'",
     "active": "u.status = 'active'",
     "suspended": "u.status = 'suspended'",
     "deleted": "u.status = 'deleted'",
 }
-_OF_ROLE: dict[Role | None, str] = {
-    None: "true",
-    "user": "u.role = 'user'",
-    "moderator": "u.role = 'moderator'",
-    "admin": "u.role = 'admin'",
+_ROLE: dict[Role | None, str] = {
+    None: "",
+    "user": " AND u.role = 'user'",
+    "moderator": " AND u.role = 'moderator'",
+    "admin": " AND u.role = 'admin'",
 }
-_EMAIL = 'u.email_key COLLATE "C"'
-_NAMES = "lower(u.first_name || ' ' || u.last_name)"
-_PART_MIN = 3
-"""From so many letters on, a part of a name is looked for; what is shorter is the beginning of one."""
-
-
-class Page(NamedTuple):
-    """The statement of a page with its values, and what matches, to be counted."""
-
-    statement: str
-    values: list[object]
-    matching: str
-    patterns: list[str]
 
 
 async def list_users(connection: Connection, query: ListUsers) -> tuple[list[User], Pagination]:
     """A page, with a cursor to the next; raises `InvalidInput` for a page past row 10,000."""
-    page = page_of(query)
-    # Prepared anew, so that it is planned for this very search: a plan for any search would be one for none.
-    statement = await connection.prepare(page.statement)
-    rows = await statement.fetch(*page.values)
-    counted = await total_of(connection, query, page.matching, page.patterns, rows_read=len(rows))
+    order, wanted = _ORDERS[query.sort], f"{_STATUS[query.status]}{_ROLE[query.role]}"
+    if query.search is None:
+        page, expected = _Page(query, order, order.table, wanted), None
+        rows = await page.read(connection, page.in_order())
+    else:
+        page = _Page(query, order, order.searched, wanted, found_by(query.search))
+        expected = await expected_rows(connection, page.matching, page.values)
+        rows = await page.read(connection, page.among_the_next()) if expected >= _MANY else []
+        if len(rows) <= query.limit:
+            rows = await page.read(connection, page.sorted())
+    counted = await total_of(connection, query, page.matching, page.values, rows_read=len(rows), expected=expected)
     shown, more = rows[: query.limit], len(rows) > query.limit
-    cursor = make_cursor(_text(shown[-1]["place"]), shown[-1]["id"]) if more else None
+    cursor = make_cursor(*(_text(part) for part in shown[-1]["place"])) if more else None
     return [view_of_row(row) for row in shown], pagination(query, counted=counted, next_cursor=cursor)
 
 
-def page_of(query: ListUsers) -> Page:
-    """One row more than asked for is read: it tells whether there is a next page."""
-    column, kind, way = order = _ORDERS[query.sort]
-    search, patterns = _search(query.search)
-    matching = f"FROM users u WHERE {_OF_STATUS[query.status]} AND {_OF_ROLE[query.role]} AND {search}"
-    after, place, next_value = _after(query.cursor, order), "", len(patterns) + 1
-    if after:
-        beyond = ">" if way == "ASC" else "<"
-        place = f"AND ({column}, u.id) {beyond} (${next_value}::{kind}, ${next_value + 1}::uuid)"
-        next_value += 2
-    statement = (
-        f"SELECT page.place, {USER_COLUMNS} JOIN ("
-        f"SELECT u.id, {column} AS place {matching} {place} "
-        f"ORDER BY {column} {way}, u.id {way} OFFSET ${next_value} LIMIT ${next_value + 1}"
-        f") AS page ON page.id = u.id ORDER BY page.place {way}, u.id {way}"
-    )
-    return Page(statement, [*patterns, *after, offset_of(query), query.limit + 1], matching, patterns)
+class _Page:
+    """One page's statements. They are planned for the values at hand: a plan for just any search would read far too
+    much for some."""
+
+    def __init__(self, query: ListUsers, order: _Order, table: str, wanted: str, found: Found = ("true", ())) -> None:
+        self._order, self._wanted = order, wanted
+        self._found, self.values = found
+        self.matching = f"FROM {table} WHERE {self._found} AND {wanted}"
+        self._place = _place(query.cursor, order)
+        self._beyond = order.beyond(len(self.values) + 1) if self._place else "true"
+        self._skipped, self._taken = offset_of(query), query.limit + 1
+
+    def in_order(self) -> str:
+        """Out of an index, in its order."""
+        return f"{self.matching} AND {self._beyond}"
+
+    def among_the_next(self) -> str:
+        """What is found among the next rows in the order: enough, where much is found and it lies anywhere."""
+        order = self._order
+        where = f"{self._wanted} AND {self._beyond}"
+        next_rows = f"SELECT u.* FROM {order.table} WHERE {where} ORDER BY {order.by} LIMIT {_LOOKED_AT_MAX}"
+        return f"FROM {order.named.format(next_rows)} WHERE {self._found}"
+
+    def sorted(self) -> str:
+        """All that is found, by the indexes of the search, and then sorted: never a walk through all there is."""
+        return f"FROM (SELECT u.* {self.matching} AND {self._beyond} OFFSET 0) AS u"
+
+    async def read(self, connection: Connection, found: str) -> list[asyncpg.Record]:
+        """The page and one row more; only they are read whole."""
+        order, n = self._order, len(self.values) + len(self._place)
+        statement = (
+            f"WITH page AS MATERIALIZED (SELECT u.id, ROW({', '.join(order.columns)}) AS place {found} "
+            f"ORDER BY {order.by} OFFSET ${n + 1} LIMIT ${n + 2}) "
+            f"SELECT page.place, {USER_COLUMNS} JOIN page ON page.id = u.id ORDER BY page.place {order.way}"
+        )
+        prepared = await connection.prepare(statement, name="")
+        return list(await prepared.fetch(*self.values, *self._place, self._skipped, self._taken))
 
 
-def _search(search: str | None) -> tuple[str, list[str]]:
-    """A condition with its values: an address or its beginning, a part of a name, or the beginning of a short one."""
-    if search is None:
-        return "true", []
-    by_email = f"{_EMAIL} LIKE $1"
-    patterns = [f"{_literal(email_prefix(search))}%"]
-    if "@" in search:  # no name holds one
-        return by_email, patterns
-    name = _literal(search.strip().lower())
-    if len(search.strip()) >= _PART_MIN:
-        return f"({by_email} OR {_NAMES} LIKE $2)", [*patterns, f"%{name}%"]
-    return f"({by_email} OR {_NAMES} LIKE $2 OR {_NAMES} LIKE $3)", [*patterns, f"{name}%", f"% {name}%"]
+def _text(part: object) -> str:
+    return part.isoformat() if isinstance(part, datetime) else str(part)
 
 
-def _literal(text: str) -> str:
-    """The signs of a LIKE pattern, taken literally."""
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
-def _text(place: object) -> str:
-    return place.isoformat() if isinstance(place, datetime) else str(place)
-
-
-def _after(cursor: str | None, order: _Order) -> tuple[datetime | str | UUID, ...]:
+def _place(cursor: str | None, order: _Order) -> list[datetime | UUID | str]:
     if cursor is None:
-        return ()
-    place, user_id = read_cursor(cursor, parts=2)
+        return []
+    parts = read_cursor(cursor, parts=len(order.kinds))
     try:
-        return read_time(place) if order.kind == "timestamptz" else place, UUID(user_id)
+        return [_value(part, kind) for part, kind in zip(parts, order.kinds, strict=True)]
     except ValueError as error:
         raise not_a_cursor() from error
+
+
+def _value(part: str, kind: str) -> datetime | UUID | str:
+    match kind:
+        case "timestamptz":
+            return read_time(part)
+        case "uuid":
+            return UUID(part)
+        case _:
+            return part

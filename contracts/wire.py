@@ -246,4 +246,4 @@ def not_null(value: object) -> object:
 
 Limit100 = Annotated[int, Field(ge=1, le=100)]
 PageNumber = Annotated[int, Field(ge=1, le=10_000)]
-Cursor = Annotated[str, StringConstraints(min_length=1, max_length=400, pattern=r"^[A-Za-z0-9_=-]+$")]
+Cursor = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[A-Za-z0-9_=-]+$")]
