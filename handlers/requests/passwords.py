@@ -27,7 +27,7 @@ from contracts.passwords import (
     Violation,
 )
 from contracts.wire import Empty
-from domain.password import REUSED, own_words
+from domain.password import NO_PASSWORD, REUSED, own_words
 from domain.refusals import BadToken, ExpiredToken, WeakPassword
 from domain.user import User
 from handlers.callers import lock_caller
@@ -121,7 +121,7 @@ async def _new_hash(ctx: Context, before: _Before, password: str) -> str:
 
 async def _remember(ctx: Context, work: UnitOfWork, user: User, replaced_hash: str) -> None:
     history = ctx.passwords.policy.history
-    if history > 1:
+    if history > 1 and replaced_hash != NO_PASSWORD:
         await remember_password(work.connection, user.id, replaced_hash, at=ctx.now(), passwords_max=history - 1)
 
 
