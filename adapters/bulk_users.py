@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
+
 from adapters.addresses import email_key
 from adapters.event_log import EventLog
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection
 from contracts.transfer import ExportedUser
+from domain.password import NO_PASSWORD
 from domain.user import User
 
 # Who is not added (a taken address, in the table or earlier in the batch) leaves no row and no event.
@@ -109,8 +112,13 @@ async def export_page(
 ) -> list[ExportedUser]:
     """Users behind one, by id; new ones get later ids, so a long export misses none that was there at its start."""
     rows = await connection.fetch(_PAGE, after or _NONE, users_max)
-    hidden = {} if with_hashes else {"password_hash": None}
-    return [ExportedUser.model_validate({**row, **hidden}) for row in rows]
+    return [ExportedUser.model_validate({**row, "password_hash": _shown(row, with_hashes)}) for row in rows]
+
+
+def _shown(row: asyncpg.Record, with_hashes: bool) -> str | None:
+    """A hash that an import takes again; none of a user who never had a password."""
+    stored: str = row["password_hash"]
+    return stored if with_hashes and stored != NO_PASSWORD else None
 
 
 async def users_counted(connection: Connection) -> int:

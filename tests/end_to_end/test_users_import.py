@@ -119,14 +119,15 @@ async def test_an_import_cut_off_goes_on_and_each_user_comes_in_once(house: Dev,
 
 
 async def test_what_is_exported_can_be_imported_and_an_export_goes_on(house: Dev, tmp_path: Path) -> None:
-    mine = _line()
-    await _users(house, "import", str(_file(tmp_path / "one.jsonl", [mine])))
+    mine, without = _line(), _line(passwordHash=None)
+    await _users(house, "import", str(_file(tmp_path / "two.jsonl", [mine, without])))
     whole, plain = tmp_path / "all.jsonl", tmp_path / "plain.jsonl"
     code, done, err = await _users(house, "export", str(whole), "--with-hashes")
     assert code == 0, err
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
     assert done["exported"] == len(rows)
     assert [row["passwordHash"] for row in rows if row["email"] == mine["email"]] == [HASH]
+    assert not any("passwordHash" in row for row in rows if row["email"] == without["email"])
     assert whole.stat().st_mode & 0o777 == 0o600
     assert (await _users(house, "export", str(whole)))[0] == 1  # never over one that is there
 
