@@ -16,7 +16,7 @@ unexport VIRTUAL_ENV UV_PYTHON UV_PROJECT_ENVIRONMENT
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help setup run test soak lint format docs bench lock compose-env clean
+.PHONY: help setup run test soak races lint format docs bench lock compose-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,10 @@ test: setup ## run the tests (ARGS="tests/unit -k lockout" for a part)
 
 soak: setup ## ten rounds of random deaths (SEEDS="3 7" for some), what answers tell by their time (ARGS for pytest)
 	@$(if $(SEEDS),SEEDS="$(SEEDS)" )$(BIN)/pytest tests/soak -m soak -p no:randomly -s $(ARGS)
+
+races: setup ## every race between callers, fifty rounds each
+	@RACE_ROUNDS=50 $(BIN)/pytest tests/end_to_end/test_session_races.py tests/end_to_end/test_two_factor_races.py \
+		tests/end_to_end/test_passwords.py tests/faults/test_operators.py tests/integration/test_last_admin.py $(ARGS)
 
 lint: setup ## format, lint, types and import rules, as CI checks them
 	@$(BIN)/ruff format --check .

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+RACE_ROUNDS = int(os.environ.get("RACE_ROUNDS", "10"))
+"""How often a race is run; `make races` runs each fifty times. A multiple of ten."""
 FAST = {
     # Load tests count what the service does, not what a hash costs or a limit forbids.
     "USER_SERVICE_RATE_LIMITS": "off",

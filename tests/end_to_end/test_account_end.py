@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from tests.gateway import PASSWORD, Gateway, Reply, database, new_email, stored_events
+from tests.gateway import PASSWORD, Gateway, Reply, database, gateway, new_email, stored_events
 from tests.program import Dev, eventually
 
 
@@ -58,10 +59,11 @@ async def test_of_deletions_at_once_one_comes_about(dev: Dev, client: Gateway) -
     assert (await types_until(dev, me["user"]["id"], "UserDeleted")).count("UserDeleted") == 1
 
 
-async def test_the_last_admin_cannot_leave(client: Gateway) -> None:
-    admin = client.ready["admin"]
-    assert (await delete(client, await client.admin(), password=admin["password"])).code == "CONFLICT"
-    assert await client.admin()
+async def test_the_last_admin_cannot_leave(tmp_path: Path) -> None:
+    async with Dev(tmp_path / "data") as alone, gateway(alone.ready) as client:
+        admin = client.ready["admin"]
+        assert (await delete(client, await client.admin(), password=admin["password"])).code == "CONFLICT"
+        assert await client.admin()
 
 
 async def test_the_password_is_asked_for(client: Gateway) -> None:

@@ -9,7 +9,7 @@ import pytest
 from adapters.mail_sink import link_of, token_of
 from tests.end_to_end.test_link_pages import fetch
 from tests.gateway import PASSWORD, Gateway, Reply, database, new_email, registration
-from tests.program import Dev
+from tests.program import RACE_ROUNDS, Dev
 
 OTHERS = [
     "Difference_Engine#1822", "Jacquard+Loom=1804", "Bernoulli%Numbers.7", "Note-G/of/the/Translator-1",
@@ -79,11 +79,11 @@ async def test_a_reset_link_past_its_hour(dev: Dev, client: Gateway) -> None:
 
 
 async def test_one_reset_link_sets_one_password_however_many_come_at_once(dev: Dev, client: Gateway) -> None:
-    """Fifty rounds of twenty callers on links that are opened again; each leaves one password."""
+    """Many rounds of twenty callers on links that are opened again; each leaves one password."""
     email = await client.verified()
     token = await _reset_token(client, email)
     async with database(dev.ready) as rows:
-        for number in range(50):
+        for number in range(RACE_ROUNDS):
             wanted = [f"Loom-Card-{number}-{caller}-Weaves!" for caller in range(20)]
             replies = await asyncio.gather(
                 *(client.call("auth.reset-password", token=token, newPassword=password) for password in wanted)

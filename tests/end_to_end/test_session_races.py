@@ -6,14 +6,14 @@ from uuid import UUID
 from adapters.tokens import hash_of
 from tests.end_to_end.test_sessions import claims_of, sign_in, token_in_mail
 from tests.gateway import PASSWORD, Gateway, database, new_email
-from tests.program import Dev
+from tests.program import RACE_ROUNDS, Dev
 
 
 async def test_twenty_sign_ins_at_once_never_leave_more_than_the_cap(dev: Dev, client: Gateway) -> None:
-    """Fifty rounds of twenty callers."""
+    """Many rounds of twenty callers."""
     email = await client.verified()
     async with database(dev.ready) as rows:
-        for _ in range(50):
+        for _ in range(RACE_ROUNDS):
             replies = await asyncio.gather(
                 *(client.call("auth.login", email=email, password=PASSWORD) for _ in range(20))
             )
@@ -26,9 +26,9 @@ async def test_twenty_sign_ins_at_once_never_leave_more_than_the_cap(dev: Dev, c
 
 
 async def test_a_refresh_token_used_by_many_at_once_has_one_successor(client: Gateway) -> None:
-    """Fifty rounds of twenty callers: one family, and one next token."""
+    """Many rounds of twenty callers: one family, and one next token."""
     tokens = (await client.signed_in())["tokens"]
-    for _ in range(50):
+    for _ in range(RACE_ROUNDS):
         replies = await asyncio.gather(
             *(client.call("auth.refresh", refreshToken=tokens["refreshToken"]) for _ in range(20))
         )
@@ -38,9 +38,9 @@ async def test_a_refresh_token_used_by_many_at_once_has_one_successor(client: Ga
 
 
 async def test_a_reused_refresh_token_ends_the_family_once(dev: Dev, client: Gateway) -> None:
-    """Fifty rounds of twenty thieves."""
+    """Many rounds of twenty thieves."""
     email = await client.verified()
-    for _ in range(50):
+    for _ in range(RACE_ROUNDS):
         first = await sign_in(client, email)
         second = (await client.call("auth.refresh", refreshToken=first["refreshToken"])).data["tokens"]
         assert (await client.call("auth.refresh", refreshToken=second["refreshToken"])).ok
@@ -53,16 +53,16 @@ async def test_a_reused_refresh_token_ends_the_family_once(dev: Dev, client: Gat
             "SELECT count(*) FROM events WHERE type = 'RefreshTokenReused' AND aggregate_id = "
             "(SELECT id FROM users WHERE email = $1)", email,
         )  # fmt: skip
-    assert told == 50
+    assert told == RACE_ROUNDS
 
 
 async def test_a_verification_link_used_by_many_at_once_verifies_once(dev: Dev, client: Gateway) -> None:
-    """Fifty rounds of twenty callers on a link that is opened again."""
+    """Many rounds of twenty callers on a link that is opened again."""
     email = new_email()
     await client.register(email)
     token = await token_in_mail(client, email, "/verify-email?")
     async with database(dev.ready) as rows:
-        for _ in range(50):
+        for _ in range(RACE_ROUNDS):
             replies = await asyncio.gather(*(client.call("auth.verify-email", token=token) for _ in range(20)))
             assert sorted(reply.code for reply in replies) == ["INVALID_TOKEN"] * 19 + ["OK"]
             await rows.execute("UPDATE links SET used_at = NULL WHERE address = $1 AND purpose = 'verification'", email)

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Sequence
 
 from tests.authenticator import Authenticator, enrolled
 from tests.gateway import PASSWORD, Gateway, Reply, database
-from tests.program import Dev
+from tests.program import RACE_ROUNDS, Dev
 
-ROUNDS, CALLERS = 50, 20
+ROUNDS, CALLERS = RACE_ROUNDS, 20
 
 
 async def codes_of(calls: Sequence[Awaitable[Reply]]) -> Counter[str]:

@@ -9,8 +9,9 @@ import pytest
 from tests.faults.house import ADMIN_EMAIL, House
 from tests.gateway import Gateway, database
 from tests.people import Person, account, sign_in, signed_in
+from tests.program import RACE_ROUNDS
 
-ROUNDS, AT_ONCE = 50, 20
+ROUNDS, AT_ONCE = RACE_ROUNDS, 20
 TOLD_WITHIN_S = 1.0
 
 

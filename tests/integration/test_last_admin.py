@@ -10,8 +10,9 @@ from adapters.admins import require_another_admin
 from adapters.postgres import Database
 from domain.refusals import StateConflict
 from tests.builders import NOW
+from tests.program import RACE_ROUNDS
 
-ROUNDS, AT_ONCE = 50, 20
+ROUNDS, AT_ONCE = RACE_ROUNDS, 20
 _ADD = """
 INSERT INTO users (id, email, email_key, password_hash, first_name, last_name, role, status, email_verified,
     last_password_change, created_at, updated_at)
