@@ -28,7 +28,7 @@ run: setup ## start everything on this machine: service, PostgreSQL, NATS, Valke
 
 # Most tests wait more than they work: three at a time keep two cores busy.
 test: setup ## run the tests (ARGS="tests/unit -k lockout" for a part)
-	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 3 --dist loadfile)
+	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
 
 soak: setup ## ten rounds of random deaths (SEEDS="3 7" for some), what answers tell by their time (ARGS for pytest)
 	@$(if $(SEEDS),SEEDS="$(SEEDS)" )$(BIN)/pytest tests/soak -m soak -p no:randomly -s $(ARGS)
