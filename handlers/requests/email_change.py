@@ -6,18 +6,18 @@ import uuid_utils.compat as uuid_utils
 
 from adapters.addresses import email_key
 from adapters.limits import LimitReached, Window
-from adapters.links import Link, link_by_token
+from adapters.links import Link
 from adapters.reserved_emails import reserve_email
-from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import user_view
 from contracts.account import CancelEmailChange, ChangeEmail, ConfirmEmailChange, EmailChangeConfirmed
 from contracts.operations import Limit
 from contracts.wire import Empty
-from domain.refusals import BadToken, EmailTaken, ExpiredToken
+from domain.refusals import BadToken, EmailTaken
 from domain.user import User
 from handlers.callers import lock_caller
 from handlers.context import Call, Context, Handlers
+from handlers.mail_links import find_link, use_link
 from handlers.proofs import accept, prove
 
 
@@ -77,15 +77,13 @@ async def _ask_both(ctx: Context, work: UnitOfWork, user: User, new_email: str, 
 async def confirm_email_change(ctx: Context, call: Call, request: ConfirmEmailChange) -> EmailChangeConfirmed:
     """The new address counts from here; links to the old one are void, but for that which undoes the change."""
     at = ctx.now()
-    async with ctx.database.connection() as connection:
-        link = await link_by_token(connection, hash_of(request.token.get_secret_value()), "email-change")
-    if link is None or link.user_id != call.signed_in.user_id:
+    link = await find_link(ctx, request.token, "email-change")
+    if link.user_id != call.signed_in.user_id:
         raise BadToken
     try:
         async with ctx.unit_of_work(call) as work:
             user = await lock_caller(ctx, work, call)
-            if not await work.links.use(link.id, at=at):
-                raise BadToken if link.used_at is not None or at < link.expires_at else ExpiredToken
+            await use_link(work, link, at=at)
             left = user.email
             user.change_email(link.address, at=at)
             await work.users.save(user)
@@ -103,17 +101,13 @@ async def cancel_email_change(ctx: Context, call: Call, request: CancelEmailChan
     """Call a change off, or undo it: then every session ends, and the password, which somebody else knew, is
     disowned. Of two addresses that an account has left, the older one has the last word."""
     at = ctx.now()
-    async with ctx.database.connection() as connection:
-        link = await link_by_token(connection, hash_of(request.token.get_secret_value()), "cancel-email-change")
-    if link is None:
-        raise BadToken
+    link = await find_link(ctx, request.token, "cancel-email-change")
     try:
         async with ctx.unit_of_work(call) as work:
             user = await work.users.lock(link.user_id)
             if user is None:
                 raise BadToken
-            if not await work.links.use(link.id, at=at):
-                raise BadToken if link.used_at is not None or at < link.expires_at else ExpiredToken
+            await use_link(work, link, at=at)
             await _call_off(work, user, link, at=at)
             await work.users.save(user)
             reply = Empty()

@@ -11,18 +11,18 @@ from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
 from adapters.erasure import free_address
 from adapters.limits import LimitReached
-from adapters.links import Link, link_by_token
+from adapters.links import Link
 from adapters.strangers import count_stranger
-from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import owner_of, user_view
 from contracts.auth import EmailVerified, Register, Registered, ResendVerification, VerifyEmail
 from contracts.operations import Limit
 from contracts.wire import Empty
 from domain.password import own_words
-from domain.refusals import BadToken, EmailTaken, ExpiredToken, Stale
+from domain.refusals import BadToken, EmailTaken, Stale
 from domain.user import User, UserId
 from handlers.context import Call, Context, Handlers
+from handlers.mail_links import find_link, use_link
 from handlers.requests.tokens import not_me_link
 from handlers.tries import by_who_and_source
 
@@ -143,16 +143,12 @@ def _ask_for_verification(ctx: Context, user: User, *, reason: str, at: datetime
 async def verify_email(ctx: Context, call: Call, request: VerifyEmail) -> EmailVerified:
     """Use up a verification link; it dies with a change of the address it was sent to."""
     at = ctx.now()
-    async with ctx.database.connection() as connection:
-        link = await link_by_token(connection, hash_of(request.token.get_secret_value()), "verification")
-    if link is None:
-        raise BadToken
+    link = await find_link(ctx, request.token, "verification")
     async with ctx.unit_of_work(call) as work:
         user = await work.users.lock(link.user_id)
         if user is None or user.email != link.address:
             raise BadToken
-        if not await work.links.use(link.id, at=at):
-            raise BadToken if at < link.expires_at else ExpiredToken
+        await use_link(work, link, at=at)
         user.verify_email(reason="registration", at=at)
         await work.users.save(user)
         reply = EmailVerified(user=user_view(user))

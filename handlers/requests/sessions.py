@@ -5,7 +5,6 @@ from uuid import UUID
 
 from adapters.audit_log import AuditRow
 from adapters.erasure import free_address
-from adapters.links import link_by_token
 from adapters.sessions import SESSIONS_MAX, sessions_of
 from adapters.successors import seal_unseen
 from adapters.tokens import hash_of
@@ -22,11 +21,12 @@ from contracts.sessions import (
 )
 from contracts.users import Tokens
 from contracts.wire import Empty, Pagination
-from domain.refusals import BadToken, ExpiredToken, NotFound
+from domain.refusals import BadToken, NotFound
 from domain.session import Session
 from domain.user import User
 from handlers.callers import lock_caller
 from handlers.context import Call, Context, Handlers
+from handlers.mail_links import find_link, use_link
 from handlers.proofs import accept, prove
 from handlers.requests.tokens import issue_tokens
 
@@ -114,16 +114,12 @@ async def _renew(ctx: Context, call: Call, work: UnitOfWork, user: User, session
 async def disown_session(ctx: Context, call: Call, request: DisownSession) -> Empty:
     """It was somebody else: what they hold ends. Good once."""
     at = ctx.now()
-    async with ctx.database.connection() as connection:
-        link = await link_by_token(connection, hash_of(request.token.get_secret_value()), "not-me")
-    if link is None:
-        raise BadToken
+    link = await find_link(ctx, request.token, "not-me")
     async with ctx.unit_of_work(call) as work:
         user = await work.users.lock(link.user_id)
         if user is None or user.status != "active" or user.email != link.address:
             raise BadToken
-        if not await work.links.use(link.id, at=at):
-            raise BadToken if link.used_at is not None or at < link.expires_at else ExpiredToken
+        await use_link(work, link, at=at)
         if link.session_id is None:
             await _remove_pending(work, user, at=at)
         else:

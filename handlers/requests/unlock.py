@@ -1,10 +1,10 @@
 """The way back in for an owner who is kept out by somebody else's guesses."""
 
-from adapters.links import link_by_token
 from adapters.tokens import hash_of, new_secret
 from contracts.auth import Unlock, Unlocked
-from domain.refusals import BadToken, ExpiredToken
+from domain.refusals import BadToken
 from handlers.context import Call, Context, Handlers
+from handlers.mail_links import find_link, use_link
 from handlers.tries import clear_tries
 
 
@@ -14,16 +14,12 @@ async def unlock(ctx: Context, call: Call, request: Unlock) -> Unlocked:
     It proves the mailbox, not the password: no session comes of it.
     """
     at = ctx.now()
-    async with ctx.database.connection() as connection:
-        link = await link_by_token(connection, hash_of(request.token.get_secret_value()), "unlock")
-    if link is None:
-        raise BadToken
+    link = await find_link(ctx, request.token, "unlock")
     async with ctx.unit_of_work(call) as work:
         user = await work.users.lock(link.user_id)
         if user is None or user.status != "active" or user.email != link.address:
             raise BadToken
-        if not await work.links.use(link.id, at=at):
-            raise BadToken if at < link.expires_at else ExpiredToken
+        await use_link(work, link, at=at)
         user.unlock(reason="link", at=at)
         await work.users.save(user)
         device_token = new_secret()
