@@ -42,7 +42,7 @@ class PersonalData:
         )  # fmt: skip
         return str(await connection.fetchval("SELECT wrapped FROM user_keys WHERE user_id = $1", NOBODY))
 
-    async def rewrap(self, connection: Connection, *, rows_max: int) -> int:
+    async def rewrap(self, connection: Connection, rows_max: int) -> int:
         """Wrap keys of users under the server key that is in force now; how many were under another.
 
         One that does not open stays as it is: it may open again once its server key is back.

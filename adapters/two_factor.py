@@ -27,7 +27,7 @@ class TwoFactorSecrets:
     def open(self, user_id: UUID, sealed: str) -> str:
         return self._keys.open("two-factor", sealed, place=_place(user_id)).decode()
 
-    async def seal_anew(self, connection: Connection, *, rows_max: int) -> int:
+    async def seal_anew(self, connection: Connection, rows_max: int) -> int:
         """Seal under the key that is in force now what was sealed under another; how many there were.
 
         One that does not open stays as it is: it may open again once its key is back. So does one that was replaced

@@ -6,6 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from adapters.audit_log import AuditRow, add_audit_row
+from adapters.erasure import free_address
 from adapters.event_log import EventLog, Trail
 from adapters.links import Links
 from adapters.personal_data import PersonalData
@@ -69,6 +70,14 @@ class UnitOfWork:
         for session_id in ended:
             user.session_ended(session_id, reason=reason, at=at)
         return ended
+
+    async def end_pending(self, user: User, *, by: str, at: datetime) -> None:
+        """End a locked account whose address nobody has shown to be theirs, save it, and free the address at once."""
+        await self.end_sessions(user, reason="account_deleted", at=at)
+        await self.links.void_all_but(user.id, at=at)
+        user.delete(by=by, at=at)
+        await self.users.save(user)
+        await free_address(self.connection, user.id)
 
     async def commit(self, outcome: Outcome) -> None:
         """Make everything true at once; `outcome` is what the caller will be told, also when it asks again."""

@@ -50,7 +50,7 @@ from handlers.events.cache import Cache
 from handlers.events.email import Email
 from handlers.freshness import Freshness
 from handlers.groups import Taker, watch
-from handlers.jobs import clear_away, keep_keys_wrapped, keep_secrets_sealed
+from handlers.jobs import clear_away, keep_current
 from handlers.leftovers import remove_leftovers
 from handlers.once import Once
 from handlers.relay import Relay
@@ -213,8 +213,10 @@ async def _start_events(
         loops.start(means.relay.run(), "relay")
     if "jobs" in groups:
         loops.start(clear_away(means.database), "jobs")
-        loops.start(keep_keys_wrapped(means.database, means.personal), "keys of users")
-        loops.start(keep_secrets_sealed(means.database, means.secrets), "second-factor secrets")
+        loops.start(keep_current(means.database, "keys of users", means.personal.rewrap), "keys of users")
+        loops.start(
+            keep_current(means.database, "second-factor secrets", means.secrets.seal_anew), "second-factor secrets"
+        )
         loops.start(_erasure(means).run(), "erasure")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]

@@ -18,7 +18,6 @@ from adapters.cache import SharedCache
 from adapters.erasure import (
     claim_erasure,
     erase_user,
-    free_address,
     free_addresses,
     give_back_erasure,
     note_swept,
@@ -97,11 +96,7 @@ class Erasure:
             user = await work.users.lock(user_id)
             if user is None or user.email_verified or user.last_login_at is not None:
                 return
-            await work.end_sessions(user, reason="account_deleted", at=at)
-            await work.links.void_all_but(user.id, at=at)
-            user.delete(by="system", at=at)
-            await work.users.save(user)
-            await free_address(work.connection, user.id)
+            await work.end_pending(user, by="system", at=at)
             await work.commit(Empty())
         log.info("pending account ended", userId=str(user_id))
 

@@ -2,12 +2,11 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 import structlog
 
-from adapters.personal_data import PersonalData
-from adapters.postgres import Database
-from adapters.two_factor import TwoFactorSecrets
+from adapters.postgres import Connection, Database
 from domain.refusals import Overloaded, Stale, Unavailable
 
 log = structlog.get_logger()
@@ -52,31 +51,18 @@ async def clear_once(database: Database) -> None:
         await _clear(database, statement)
 
 
-async def keep_keys_wrapped(database: Database, personal: PersonalData) -> None:
-    """For ever: after a rotation the keys of users come under the server key in force, so that the old one can go."""
+async def keep_current(database: Database, what: str, seal_anew: Callable[[Connection, int], Awaitable[int]]) -> None:
+    """For ever: after a rotation what was sealed under an older server key comes under the one in force, so that the
+    old one can go. `seal_anew` is told how many rows to take at most, and says how many they were."""
     while True:
         try:
             async with database.connection() as connection:
-                wrapped = await personal.rewrap(connection, rows_max=ROWS_MAX)
+                sealed = await seal_anew(connection, ROWS_MAX)
         except (Unavailable, Overloaded, Stale) as error:
-            log.warning("wrapping keys anew waits", error=type(error).__name__)
-            wrapped = 0
-        if wrapped:
-            log.info("keys of users wrapped anew", count=wrapped)
-        await asyncio.sleep(1 if wrapped == ROWS_MAX else PERIOD_S * random.uniform(0.5, 1.5))
-
-
-async def keep_secrets_sealed(database: Database, secrets: TwoFactorSecrets) -> None:
-    """For ever: the same for the secrets of second factors."""
-    while True:
-        try:
-            async with database.connection() as connection:
-                sealed = await secrets.seal_anew(connection, rows_max=ROWS_MAX)
-        except (Unavailable, Overloaded, Stale) as error:
-            log.warning("sealing secrets anew waits", error=type(error).__name__)
+            log.warning("sealing anew waits", what=what, error=type(error).__name__)
             sealed = 0
         if sealed:
-            log.info("second-factor secrets sealed anew", count=sealed)
+            log.info("sealed anew", what=what, count=sealed)
         await asyncio.sleep(1 if sealed == ROWS_MAX else PERIOD_S * random.uniform(0.5, 1.5))
 
 

@@ -9,7 +9,6 @@ import uuid_utils.compat as uuid_utils
 from adapters.abandoned import is_abandoned
 from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
-from adapters.erasure import free_address
 from adapters.limits import LimitReached
 from adapters.links import Link
 from adapters.strangers import count_stranger
@@ -80,11 +79,7 @@ async def _give_way(work: UnitOfWork, owner: UUID, *, at: datetime) -> None:
     user = await work.users.lock(owner)
     if user is None or not await is_abandoned(work.connection, owner, at=at):
         raise Stale
-    await work.end_sessions(user, reason="account_deleted", at=at)
-    await work.links.void(user.id, "not-me", at=at)
-    user.delete(by="system", at=at)
-    await work.users.save(user)
-    await free_address(work.connection, user.id)
+    await work.end_pending(user, by="system", at=at)
 
 
 async def _repeat(ctx: Context, call: Call, request: Register, owner: UUID) -> Registered:

@@ -4,7 +4,6 @@ from datetime import datetime
 from uuid import UUID
 
 from adapters.audit_log import AuditRow
-from adapters.erasure import free_address
 from adapters.sessions import SESSIONS_MAX, sessions_of
 from adapters.successors import seal_unseen
 from adapters.tokens import hash_of
@@ -121,7 +120,9 @@ async def disown_session(ctx: Context, call: Call, request: DisownSession) -> Em
             raise BadToken
         await use_link(work, link, at=at)
         if link.session_id is None:
-            await _remove_pending(work, user, at=at)
+            if user.email_verified:
+                raise BadToken  # its owner has verified it since: it is theirs
+            await work.end_pending(user, by="user", at=at)
         else:
             await _disown(work, user, link.session_id, at=at)
         await work.audit(AuditRow(action="session_disowned", success=True, at=at, user_id=user.id))
@@ -137,18 +138,6 @@ async def _disown(work: UnitOfWork, user: User, session_id: UUID, *, at: datetim
     user.disown_password(reason="not_me", at=at)
     if user.recorded:
         await work.users.save(user)
-
-
-async def _remove_pending(work: UnitOfWork, user: User, *, at: datetime) -> None:
-    """The account that somebody opened with this address goes, and the address is free at once; once its owner has
-    verified it, it is theirs."""
-    if user.email_verified:
-        raise BadToken
-    await work.end_sessions(user, reason="account_deleted", at=at)
-    await work.links.void_all_but(user.id, at=at)
-    user.delete(by="user", at=at)
-    await work.users.save(user)
-    await free_address(work.connection, user.id)
 
 
 HANDLERS: Handlers = {
