@@ -2,22 +2,18 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 
-from adapters.addresses import email_key
-from adapters.audit_log import AuditRow
-from adapters.limits import LimitReached
 from adapters.links import Link, link_by_token
 from adapters.password_history import passwords_before, remember_password
 from adapters.password_rules import strength_of
 from adapters.postgres import Connection
-from adapters.strangers import count_stranger
 from adapters.tokens import hash_of
 from adapters.unit_of_work import UnitOfWork
-from adapters.users import account_of, owner_of, password_of
-from contracts.operations import Limit
+from adapters.users import account_of, password_of
 from contracts.passwords import (
     ChangePassword,
     CheckPassword,
@@ -32,8 +28,9 @@ from domain.refusals import BadToken, ExpiredToken, WeakPassword
 from domain.user import User
 from handlers.callers import lock_caller
 from handlers.context import Call, Context, Handlers
+from handlers.mail_asks import ask_for_mail
 from handlers.proofs import accept, prove
-from handlers.tries import by_who_and_source, clear_tries
+from handlers.tries import clear_tries
 
 
 async def check_password(ctx: Context, _: Call, request: CheckPassword) -> PasswordChecked:
@@ -51,40 +48,18 @@ async def check_password(ctx: Context, _: Call, request: CheckPassword) -> Passw
 
 
 async def forgot_password(ctx: Context, call: Call, request: ForgotPassword) -> Empty:
-    """Ask for a reset mail; known or not, the answer and the rows written are alike."""
-    at, key, rates = ctx.now(), email_key(request.email), ctx.settings
-    try:
-        await ctx.limits.reserve(
-            by_who_and_source(ctx, call, Limit.MAIL, key, rates.limit_mail_address, rates.limit_mail_source)
-        )
-    except LimitReached:
-        return Empty()
-    async with ctx.database.connection() as connection:
-        owner = await owner_of(connection, key)
-    async with ctx.unit_of_work(call) as work:
-        user = None if owner is None else await work.users.lock(owner)
-        if user is None:
-            await count_stranger(work.connection, key, at=at)
-        if user is not None and user.status == "active":
-            expires_at = at + ctx.settings.lifetimes.reset_link
-            link = Link(
-                id=uuid_utils.uuid7(), user_id=user.id, purpose="reset", address=user.email, expires_at=expires_at
-            )
-            await work.links.open(link, at=at)
-            user.request_password_reset(token_id=link.id, expires_at=expires_at, at=at)
-            await work.users.save(user)
-        await work.audit(
-            AuditRow(
-                action="password_reset_asked",
-                success=True,
-                at=at,
-                user_id=user.id if user else None,
-                personal={"email": request.email},
-            )
-        )
-        reply = Empty()
-        await work.commit(reply)
-    return reply
+    """Ask for a reset mail."""
+
+    async def ask(work: UnitOfWork, user: User, at: datetime) -> None:
+        if user.status != "active":
+            return
+        expires_at = at + ctx.settings.lifetimes.reset_link
+        link = Link(id=uuid_utils.uuid7(), user_id=user.id, purpose="reset", address=user.email, expires_at=expires_at)
+        await work.links.open(link, at=at)
+        user.request_password_reset(token_id=link.id, expires_at=expires_at, at=at)
+        await work.users.save(user)
+
+    return await ask_for_mail(ctx, call, request.email, ask, action="password_reset_asked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,21 +9,18 @@ import uuid_utils.compat as uuid_utils
 from adapters.abandoned import is_abandoned
 from adapters.addresses import email_key
 from adapters.audit_log import AuditRow
-from adapters.limits import LimitReached
 from adapters.links import Link
-from adapters.strangers import count_stranger
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import owner_of, user_view
 from contracts.auth import EmailVerified, Register, Registered, ResendVerification, VerifyEmail
-from contracts.operations import Limit
 from contracts.wire import Empty
 from domain.password import own_words
 from domain.refusals import BadToken, EmailTaken, Stale
 from domain.user import User, UserId
 from handlers.context import Call, Context, Handlers
+from handlers.mail_asks import ask_for_mail
 from handlers.mail_links import find_link, use_link
 from handlers.requests.tokens import not_me_link
-from handlers.tries import by_who_and_source
 
 
 async def register(ctx: Context, call: Call, request: Register) -> Registered:
@@ -152,37 +149,16 @@ async def verify_email(ctx: Context, call: Call, request: VerifyEmail) -> EmailV
 
 
 async def resend_verification(ctx: Context, call: Call, request: ResendVerification) -> Empty:
-    """Ask for another mail; known or not, verified or not, the answer and the rows written are alike."""
-    at, key = ctx.now(), email_key(request.email)
-    try:
-        rates = ctx.settings
-        await ctx.limits.reserve(
-            by_who_and_source(ctx, call, Limit.MAIL, key, rates.limit_mail_address, rates.limit_mail_source)
-        )
-    except LimitReached:
-        return Empty()
-    async with ctx.database.connection() as connection:
-        owner = await owner_of(connection, key)
-    async with ctx.unit_of_work(call) as work:
-        user = None if owner is None else await work.users.lock(owner)
-        if user is None:
-            await count_stranger(work.connection, key, at=at)
-        if user is not None and not user.email_verified:
-            for link in _ask_for_verification(ctx, user, reason="resend", at=at):
-                await work.links.open(link, at=at)
-            await work.users.save(user)
-        await work.audit(
-            AuditRow(
-                action="verification_requested",
-                success=True,
-                at=at,
-                user_id=user.id if user else None,
-                personal={"email": request.email},
-            )
-        )
-        reply = Empty()
-        await work.commit(reply)
-    return reply
+    """Ask for another verification mail."""
+
+    async def ask(work: UnitOfWork, user: User, at: datetime) -> None:
+        if user.email_verified:
+            return
+        for link in _ask_for_verification(ctx, user, reason="resend", at=at):
+            await work.links.open(link, at=at)
+        await work.users.save(user)
+
+    return await ask_for_mail(ctx, call, request.email, ask, action="verification_requested")
 
 
 HANDLERS: Handlers = {Register: register, VerifyEmail: verify_email, ResendVerification: resend_verification}
