@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from adapters.bounded import BoundedDict
@@ -107,6 +107,12 @@ class Reservation:
     reset_s: int
     filled: frozenset[str] = frozenset()
     """Names of the windows that this very try has filled."""
+    asked_s: float = field(default_factory=time.monotonic)
+    """A moment before the try was counted, by the monotonic clock."""
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.asked_s
 
     @property
     def headers(self) -> dict[str, str]:
@@ -159,11 +165,12 @@ class Limits:
         cleared_with = next((window.cleared_with for window in windows if window.cleared_with is not None), None)
         keys = [window.key for window in windows] + ([] if cleared_with is None else [_cleared_key(cleared_with)])
         figures = [int(figure) for window in windows for figure in window.figures]
+        asked_s = time.monotonic()
         try:
             answer = [int(number) for number in await self._redis.run(_RESERVE, keys, [entry, len(windows), *figures])]
         except RedisAway:
             answer = self._local.reserve(entry, windows)
-        return _judge(entry, tuple(windows), answer)
+        return replace(_judge(entry, tuple(windows), answer), asked_s=asked_s)
 
     async def give_back(self, reservation: Reservation) -> None:
         """The tries should not count after all (a login that succeeded)."""

@@ -104,7 +104,7 @@ async def record_refused(
     elif isinstance(refusal, WrongCredentials):
         user.refuse_password(origin=call.origin, at=at)
         if tries is not None and _OVER_ALL_SOURCES in tries.filled and not user.is_locked(at):
-            await _lock(ctx, work, user, at=at)
+            await _lock(ctx, work, user, tries, at=at)
         await work.users.save(user)
     await work.audit(
         AuditRow(
@@ -118,13 +118,16 @@ async def record_refused(
     )
 
 
-async def _lock(ctx: Context, work: UnitOfWork, user: User, *, at: datetime) -> None:
-    """An unlock link that is still good is mailed again: of all that an attack makes us send, each stays good."""
+async def _lock(ctx: Context, work: UnitOfWork, user: User, tries: Reservation, *, at: datetime) -> None:
+    """An unlock link that is still good is mailed again: of all that an attack makes us send, each stays good.
+
+    The row's lock is over when the counts open, which began to close before the hash: whoever gets in then clears it.
+    """
     link = await work.links.newest_open(user.id, "unlock", user.email, at=at)
     if link is None:
         expires_at = at + ctx.settings.lifetimes.unlock_link
         link = Link(id=uuid_utils.uuid7(), user_id=user.id, purpose="unlock", address=user.email, expires_at=expires_at)
         await work.links.open(link, at=at)
-    until = at + timedelta(seconds=ctx.settings.limit_login_account.window_s)
+    until = at + timedelta(seconds=ctx.settings.limit_login_account.window_s - tries.age_s)
     user.lock(until=until, token_id=link.id, expires_at=link.expires_at, at=at)
     ctx.metrics.lockouts.inc()
