@@ -16,8 +16,9 @@ import nats
 from nats.aio.client import Client as NatsClient
 
 from adapters.mail_sink import read_mail, stored_mails, token_of
+from tests import canary
 
-PASSWORD = "Analytical-Engine-1843"
+PASSWORD = "Brass-Canary-Sings-1843"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Gateway:
     ) -> Reply:
         """Send raw bytes to a subject."""
         message = await self.nc.request(subject, body, timeout=timeout, headers=dict(headers or {}) or None)
-        return Reply(json.loads(message.data), message.headers or {})
+        reply = Reply(json.loads(message.data), message.headers or {})
+        canary.overhear(body, reply.body)
+        return reply
 
     async def call(
         self,

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests import canary
+
 RACE_ROUNDS = int(os.environ.get("RACE_ROUNDS", "10"))
 """How often a race is run; `make races` runs each fifty times. A multiple of ten."""
 FAST = {
@@ -35,8 +37,18 @@ class Dev:
         await self.start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Stop it; and where nothing went wrong before, look whether it has told a secret anywhere."""
+        if error is not None or self._process_ended():
+            await self.stop()
+            return
+        ready = self.ready
+        search = canary.Search(self.data_dir.parent)
+        found = await search.found_in_service(ready)
+        found |= await search.found_in_servers(ready["databaseUrl"], ready["redisUrl"])
         await self.stop()
+        found |= search.found_in_files()
+        assert not found, sorted(found)
 
     @property
     def pid(self) -> int:

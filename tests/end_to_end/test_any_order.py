@@ -28,7 +28,7 @@ from tests.program import Dev
 T = TypeVar("T")
 STEPS = int(os.environ.get("STEPS", "25"))
 STORIES = int(os.environ.get("STORIES", "8"))
-PASSWORDS = ("Analytical-Engine-1843", "Difference_Engine#1822", "Jacquard+Loom=1804", "Bernoulli%Numbers.7")
+PASSWORDS = ("Brass_Canary=Sings+1843", "Difference_Engine#1822", "Jacquard+Loom=1804", "Bernoulli%Numbers.7")
 
 
 @dataclass

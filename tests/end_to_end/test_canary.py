@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 from uuid import uuid4
@@ -15,6 +16,7 @@ from adapters.mail_sink import token_of
 from contracts.api import OPERATIONS
 from contracts.operations import Operation
 from tests.authenticator import enrolled
+from tests.canary import Search, overhear
 from tests.gateway import PASSWORD, Gateway, database, gateway, new_email, stored_events
 from tests.program import Dev, eventually
 
@@ -232,3 +234,17 @@ async def test_the_data_directory_holds_a_link_in_its_mail_and_nothing_else(limi
         return {(path.suffix, name) for path in files for name in song.found_in(path.read_text(errors="replace"))}
 
     assert await asyncio.to_thread(search) == {(".eml", "link token")}
+
+
+def test_the_search_after_a_run_finds_what_is_told_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text(
+        '{"seal": {"keys": {"k": "' + base64.urlsafe_b64encode(bytes(32)).decode() + '"}}}'
+    )
+    told = "Told-To-Nobody-But-A-File-17"
+    overhear(json.dumps({"password": told}).encode(), {"success": True, "data": {}})
+    search = Search(tmp_path)
+    assert search.found_in_files() == set()
+    for number, form in enumerate((told.encode(), told.encode().hex().encode(), b"\0" + bytes(32))):
+        (tmp_path / f"{number}.blk").write_bytes(b"before" + form + b"behind")
+    found = {(Path(place).name, name) for place, name in search.found_in_files()}
+    assert found == {("0.blk", "told as password"), ("1.blk", "told as password"), ("2.blk", "key of seal")}

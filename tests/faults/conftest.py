@@ -5,13 +5,19 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from tests.canary import Search
 from tests.faults.house import House, open_house
 
 
 @pytest_asyncio.fixture(scope="session")
 async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("house")) as found:
-        yield found
+    base = tmp_path_factory.mktemp("house")
+    async with open_house(base) as house:
+        yield house
+        search = Search(base)
+        found = await search.found_in_servers(house.at.database_url, house.at.redis_url)
+    found |= search.found_in_files()
+    assert not found, sorted(found)
 
 
 @pytest_asyncio.fixture
