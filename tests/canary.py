@@ -41,8 +41,7 @@ _told: dict[str, str] = {}
 def overhear(body: bytes, reply: Mapping[str, Any]) -> None:
     """Remember the secrets of one request that was answered with success, and of its reply."""
     if reply["success"]:
-        sent = json.loads(body)
-        _told.update({secret: f"told as {name}" for name, secret in _secrets_in(sent)})
+        _told.update({secret: f"told as {name}" for name, secret in _secrets_in(json.loads(body or b"{}"))})
         _told.update({secret: f"told as {name}" for name, secret in _secrets_in(reply["data"])})
 
 
