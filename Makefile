@@ -68,9 +68,10 @@ clean: ## remove .venv, caches and what was built; data of `make run` in .dev st
 
 # All paths are relative, so that a folder with a space in its name is no matter to make.
 .venv/ready: $(BIN)/uv pyproject.toml $(LOCK) requirements/build.txt deploy/build_argon2.py
-	@$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements/uv.txt $(LOCK)
+	@$(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements/uv.txt $(LOCK)
 	@$(BIN)/uv pip install --quiet --no-deps --build-constraints requirements/build.txt --python $(BIN)/python --editable .
 	@$(BIN)/python deploy/build_argon2.py
+	@$(BIN)/python -m compileall -q $(ROOMS)
 	@touch $@
 
 $(BIN)/uv: requirements/uv.txt

@@ -20,7 +20,7 @@ from nats.aio.client import Client
 
 from benchmarks.load import Result, Scenario, Tree, measure
 from benchmarks.scenarios import Cast, logout, register, resend_verification, verify_email
-from handlers.terminal import ALLOCATOR
+from handlers.start import ALLOCATOR
 from tests.program import Dev
 
 COST = (19456, 2, 1)

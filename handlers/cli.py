@@ -17,7 +17,6 @@ from handlers.terminal import (
     AsJson,
     Failure,
     ReadyFile,
-    keep_hashing_memory,
     leaves_of,
     nats_url_of,
     read_ready,
@@ -83,7 +82,6 @@ def run(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, under one supervisor.")] = 1,
 ) -> None:
     """Run the service, or some of its groups, on the servers that the environment names."""
-    keep_hashing_memory()
     from adapters.telemetry import set_up_logs
     from handlers.app import GROUPS, Ended, serve
     from handlers.groups import GroupIsSilent
@@ -369,7 +367,3 @@ async def _log_ready(port: int | None) -> None:
 
 def _is_supervised() -> bool:
     return os.environ.get("USER_SERVICE_SUPERVISED") == "1"
-
-
-if __name__ == "__main__":
-    main()

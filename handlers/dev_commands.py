@@ -10,7 +10,6 @@ from handlers.terminal import (
     DEFAULT_DIR,
     Failure,
     ReadyFile,
-    keep_hashing_memory,
     read_ready,
     run_to_end,
     stop_on_signals,
@@ -25,7 +24,6 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
     """Start PostgreSQL, NATS, Valkey and a mail sink, and the whole service on them; stop with Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
-    keep_hashing_memory()
     from adapters.embedded_state import EmbeddedFailure
     from adapters.telemetry import set_up_logs
     from handlers.app import Ended

@@ -57,7 +57,7 @@ async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number
     while not stop.is_set():
         began = loop.time()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "handlers.cli", "run", *groups,
+            sys.executable, "-m", "handlers.start", "run", *groups,
             env=os.environ | {"USER_SERVICE_SUPERVISED": "1", "PROMETHEUS_MULTIPROC_DIR": figures},
         )  # fmt: skip
         await _until_ended(process, stop)

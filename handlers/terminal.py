@@ -16,35 +16,9 @@ ReadyFile = Annotated[Path | None, typer.Option(help="Ready file of `dev`; defau
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DEFAULT_DIR = Path(".dev")
 
-ALLOCATOR = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in (
-        ("hugetlb", 1),
-        ("top_pad", 64 * 1024**2),
-        ("mmap_threshold", 32 * 1024**2),
-        ("trim_threshold", 256 * 1024**2),
-    )
-)
-
 
 class Failure(Exception):
     """What a command could not do, in one line for its user."""
-
-
-def keep_hashing_memory() -> None:
-    """Begin this process again with an allocator that keeps the 19 MiB of a password hash, in huge pages, instead of
-    giving them back and faulting them in again: it takes a tenth off a hash. glibc reads this at a start alone."""
-    if "GLIBC_TUNABLES" in os.environ or not _runs_on_glibc():
-        return
-    os.environ["GLIBC_TUNABLES"] = ALLOCATOR
-    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, with our own arguments
-
-
-def _runs_on_glibc() -> bool:
-    try:
-        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
-    except (ValueError, OSError):
-        return False
 
 
 def leaves_of(error: BaseException) -> list[BaseException]:

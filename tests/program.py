@@ -65,7 +65,7 @@ class Dev:
         self.ready_file.unlink(missing_ok=True)
         with self.log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "handlers.cli", "dev", "--data-dir", str(self.data_dir),
+                sys.executable, "-m", "handlers.start", "dev", "--data-dir", str(self.data_dir),
                 stdout=log, stderr=log, env=clean_environment() | self._env,
             )  # fmt: skip
         await until(lambda: self.ready_file.exists() or self._process_ended(), within_s=60, what="dev to be ready")
@@ -123,7 +123,7 @@ async def eventually(condition: Callable[[], Awaitable[object]], *, within_s: fl
 async def command(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
     """Run `user-service …` to its end: exit code, standard output, standard error."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "handlers.cli", *words),
+        *(sys.executable, "-m", "handlers.start", *words),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=clean_environment() | dict(env or {}),

@@ -100,7 +100,7 @@ async def test_an_import_cut_off_goes_on_and_each_user_comes_in_once(house: Dev,
     file = _file(tmp_path / "users.jsonl", lines)
     words = ("users", "import", str(file), "--json", "--ready-file", str(house.ready_file))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "handlers.cli", *words, env=clean_environment(), stdout=asyncio.subprocess.DEVNULL
+        sys.executable, "-m", "handlers.start", *words, env=clean_environment(), stdout=asyncio.subprocess.DEVNULL
     )
     async with gateway(house.ready) as client:
 

@@ -51,7 +51,7 @@ class Run:
         """Start it, and wait for nothing."""
         with self._log_file.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "handlers.cli", "run", *self._words,
+                sys.executable, "-m", "handlers.start", "run", *self._words,
                 stdout=log, stderr=log, env=clean_environment() | dict(self._env),
             )  # fmt: skip
 

@@ -44,7 +44,7 @@ def _write(path: Path, numbers: range, password_hash: str) -> Path:
 async def _importing(dev: Dev, file: Path) -> asyncio.subprocess.Process:
     words = ("users", "import", str(file), "--json", "--ready-file", str(dev.ready_file))
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "handlers.cli", *words, env=clean_environment(), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "handlers.start", *words, env=clean_environment(), stdout=asyncio.subprocess.PIPE
     )
 
 
