@@ -15,10 +15,12 @@ from contracts.admin import ListUsers, UserSort
 from contracts.users import Role, Status, User
 from contracts.wire import Pagination
 
-_MANY = 10_000
-"""From so many expected finds on, the page is looked for in the order first, among the next rows of it."""
-_LOOKED_AT_MAX = 2_000
+_MANY = 2_500
+"""From so many expected finds on, the page is looked for in the order first, among the next rows of it: to read a row
+there costs a quarter of what it costs to find it by its letters."""
+_LOOKED_AT_MAX = 10_000
 _DIRECTORY = "user_directory u"
+_COUNTED = "FROM (SELECT u.*, count(*) OVER () AS matched"
 # Looked up row by row, for what is found alone: a join would read a table whole.
 _NAMES = "SELECT * FROM user_directory d WHERE d.id = l.id"
 _LOGIN = "(SELECT l.last_login_at FROM users l WHERE l.id = d.id) AS last_login_at"
@@ -87,7 +89,9 @@ async def list_users(connection: Connection, query: ListUsers) -> tuple[list[Use
         rows = await page.read(connection, page.among_the_next()) if expected >= _MANY else []
         if len(rows) <= query.limit:
             rows = await page.read(connection, page.sorted())
-    counted = await total_of(connection, query, page.matching, page.values, rows_read=len(rows), expected=expected)
+    counted: int | None = rows[0]["matched"] if rows else None
+    if counted is None:
+        counted = await total_of(connection, query, page.matching, page.values, rows_read=len(rows), expected=expected)
     shown, more = rows[: query.limit], len(rows) > query.limit
     cursor = make_cursor(*(_text(part) for part in shown[-1]["place"])) if more else None
     return [view_of_row(row) for row in shown], pagination(query, counted=counted, next_cursor=cursor)
@@ -117,16 +121,19 @@ class _Page:
         return f"FROM {order.named.format(next_rows)} WHERE {self._found}"
 
     def sorted(self) -> str:
-        """All that is found, by the indexes of the search, and then sorted: never a walk through all there is."""
-        return f"FROM (SELECT u.* {self.matching} AND {self._beyond} OFFSET 0) AS u"
+        """All that is found, by the indexes of the search, counted and then sorted: never a walk through all there
+        is."""
+        return f"{_COUNTED} {self.matching} OFFSET 0) AS u WHERE {self._beyond}"
 
     async def read(self, connection: Connection, found: str) -> list[asyncpg.Record]:
         """The page and one row more; only they are read whole."""
         order, n = self._order, len(self.values) + len(self._place)
+        matched = "u.matched" if found.startswith(_COUNTED) else "NULL::bigint AS matched"
         statement = (
-            f"WITH page AS MATERIALIZED (SELECT u.id, ROW({', '.join(order.columns)}) AS place {found} "
+            f"WITH page AS MATERIALIZED (SELECT u.id, ROW({', '.join(order.columns)}) AS place, {matched} {found} "
             f"ORDER BY {order.by} OFFSET ${n + 1} LIMIT ${n + 2}) "
-            f"SELECT page.place, {USER_COLUMNS} JOIN page ON page.id = u.id ORDER BY page.place {order.way}"
+            f"SELECT page.place, page.matched, {USER_COLUMNS} JOIN page ON page.id = u.id "
+            f"ORDER BY page.place {order.way}"
         )
         prepared = await connection.prepare(statement, name="")
         return list(await prepared.fetch(*self.values, *self._place, self._skipped, self._taken))
