@@ -17,6 +17,9 @@ from contracts.users import Profile, User
 Value = TypeVar("Value")
 
 L1_SECONDS = 60.0
+STANDING_SECONDS = 5.0
+"""Where a cluster of NATS servers falls apart, each part hears itself and looks well: so long a session that ended on
+the other side may still be let in."""
 USER_SECONDS = 3600
 PROFILE_SECONDS = 1800
 _L1_MAX = 20_000
@@ -49,8 +52,9 @@ _CURRENT = ""
 class LocalCache(Generic[Value]):
     """L1: bounded, at most a minute old, and untrusted while the process may be missing invalidations."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, seconds: float = L1_SECONDS) -> None:
         self._clock = clock
+        self._seconds = seconds
         self._entries: BoundedDict[object, tuple[float, UUID, int, Value]] = BoundedDict(_L1_MAX)
         self._floors: BoundedDict[UUID, int] = BoundedDict(_FLOORS_MAX)
         self.is_trusted = False
@@ -78,7 +82,7 @@ class LocalCache(Generic[Value]):
         there = self._entries.get(key)
         known = max(self.floor_of(user_id), 0 if there is None else there[2])
         if self.is_trusted and version >= known:
-            self._entries[key] = (self._clock() + L1_SECONDS, user_id, version, value)
+            self._entries[key] = (self._clock() + self._seconds, user_id, version, value)
 
     def drop(self, user_id: UUID, version: int) -> None:
         """Show nothing any more that was read of a user before this version."""

@@ -32,6 +32,10 @@ _ARGON2 = re.compile(
 )
 # The last character of salt and hash holds bits that must be zero.
 _BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+_FORM = re.compile(
+    r"(?:bcrypt(?:_sha256)?\$)?\$2[aby]\$\d\d\$|(?:argon2)?\$argon2(?:id|i|d)\$(?:v=\d+\$)?m=\d+,t=\d+,p=\d+\$"
+    r"|(?:pbkdf2_sha256|pbkdf2_sha1|scrypt)\$\d+\$"
+)
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
 
 _argon2 = PasswordHasher()
@@ -42,6 +46,12 @@ Check = Callable[[bytes], bool]
 def is_importable(encoded: str) -> bool:
     """Is this a hash that a sign-in can check, at a cost that we bear?"""
     return check_of(encoded) is not None
+
+
+def form_of(encoded: str) -> str | None:
+    """How the text of a hash begins, up to its salt: its kind and its cost. None for what cannot be checked."""
+    found = _FORM.match(encoded)
+    return found[0] if found and check_of(encoded) is not None else None
 
 
 def check_of(encoded: str) -> Check | None:

@@ -6,6 +6,8 @@ server key, the reply is sealed under a key derived from that server key and the
 
 import hmac
 import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -92,12 +94,13 @@ class IdempotencyKeys:
         current, *older = self._names(key, subject, user_id, canonical_body)
         claim = Claim(current.kid, current.key_mac, uuid4(), current.seal_key, holds_secrets)
         async with self._database.connection() as connection:
-            for names in older:  # the ring was rotated within the day
-                kept = await _kept(connection, names)
-                if kept is not None:
-                    return kept
-            if await connection.fetchval(_CLAIM, current.key_mac, current.body_mac, user_id, claim.holder, lease):
-                return claim
+            async with _one_at_a_time(connection, [current, *older]):
+                for names in older:  # the ring is being rotated, or was within the day
+                    kept = await _kept(connection, names)
+                    if kept is not None or await _is_in_work(connection, names):
+                        return kept
+                if await connection.fetchval(_CLAIM, current.key_mac, current.body_mac, user_id, claim.holder, lease):
+                    return claim
             return await _kept(connection, current)
 
     async def find(self, key: str, *, subject: str, user_id: UUID | None, canonical_body: bytes) -> Kept | None:
@@ -132,6 +135,34 @@ class IdempotencyKeys:
                 "DELETE FROM idempotency_keys WHERE key_mac = $1 AND claimed_by = $2 AND reply_sealed IS NULL",
                 claim.key_mac, claim.holder,
             )  # fmt: skip
+
+
+@asynccontextmanager
+async def _one_at_a_time(connection: Connection, all_names: Sequence[_Names]) -> AsyncIterator[None]:
+    """While a ring has several keys, two processes may take different ones to be in force: who claims a key under one
+    of its names waits for who claims it under another."""
+    if len(all_names) == 1:
+        yield
+        return
+    first = min(all_names, key=lambda names: names.kid)
+    async with connection.transaction():
+        place = int.from_bytes(first.key_mac[:8], signed=True)
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", place)
+        yield
+
+
+async def _is_in_work(connection: Connection, names: _Names) -> bool:
+    """Is somebody at it under this name? A claim whose time is over is taken away, so that nothing comes of it late."""
+    await connection.execute(
+        "DELETE FROM idempotency_keys WHERE key_mac = $1 AND reply_sealed IS NULL "
+        "AND claimed_until < clock_timestamp()",
+        names.key_mac,
+    )
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM idempotency_keys WHERE key_mac = $1 AND reply_sealed IS NULL)", names.key_mac
+        )
+    )
 
 
 async def _kept(connection: Connection, names: _Names) -> Kept | None:

@@ -84,11 +84,7 @@ class Window:
 
     @property
     def key(self) -> str:
-        """A mail address is counted under its hash: Redis holds nobody's address, also not for an hour."""
-        who = self.identifier
-        if "@" in who:
-            who = hashlib.sha256(who.encode()).hexdigest()[:32]
-        return f"rate_limit:{self.name}:{who}"
+        return f"rate_limit:{self.name}:{_unnamed(self.identifier)}"
 
     @property
     def figures(self) -> tuple[int, ...]:
@@ -241,7 +237,12 @@ class LocalWindows:
 
 
 def _cleared_key(cleared_with: str) -> str:
-    return f"rate_limit:cleared:{cleared_with}"
+    return f"rate_limit:cleared:{_unnamed(cleared_with)}"
+
+
+def _unnamed(who: str) -> str:
+    """A mail address is counted under its hash: Redis holds nobody's address, also not for an hour."""
+    return hashlib.sha256(who.encode()).hexdigest()[:32] if "@" in who else who
 
 
 def _judge(entry: str, windows: tuple[Window, ...], answer: list[int]) -> Reservation:

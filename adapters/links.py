@@ -10,9 +10,10 @@ from adapters.postgres import Connection
 Purpose = Literal[
     "verification", "invitation", "reset", "email-change", "cancel-email-change", "not-me", "unlock"
 ]  # fmt: skip
-OPEN_MAX = 3
-"""How many links of one purpose a user may have open to one address; the oldest gives way, and never to one that went
-elsewhere: who has moved an account to an address of theirs must not push out what calls that off."""
+MAILED_MAX = 3
+"""How many links of one purpose may be good that were mailed to one address: the oldest gives way to one that is mailed
+there, never to one that went elsewhere or nowhere. Who has moved an account to an address of theirs must not push out
+what calls that off, nor who asks for more mails than are sent what came with the earlier ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +34,10 @@ class Link:
 
 _GIVE_WAY = """
 UPDATE links SET used_at = $3 WHERE id IN (
-    SELECT id FROM links WHERE user_id = $1 AND purpose = $2 AND address = $5 AND used_at IS NULL AND expires_at > $3
-    ORDER BY created_at DESC, id DESC OFFSET $4)"""
+    SELECT l.id FROM links l JOIN links mailed USING (user_id, purpose, address)
+    WHERE mailed.id = $1 AND l.used_at IS NULL AND l.expires_at > $3
+        AND EXISTS (SELECT FROM link_tokens t WHERE t.link_id = l.id)
+    ORDER BY l.created_at DESC, l.id DESC OFFSET $2)"""
 _COLUMNS = "l.id, l.user_id, l.purpose, l.address, l.expires_at, l.used_at, l.session_id"
 
 
@@ -45,7 +48,6 @@ class Links:
         self._connection = connection
 
     async def open(self, link: Link, *, at: datetime) -> None:
-        await self._connection.execute(_GIVE_WAY, link.user_id, link.purpose, at, OPEN_MAX - 1, link.address)
         await self._connection.execute(
             "INSERT INTO links (id, user_id, purpose, address, created_at, expires_at, session_id) "
             "VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -118,6 +120,8 @@ async def link_by_id(connection: Connection, link_id: UUID) -> Link | None:
     return None if row is None else Link(**row)
 
 
-async def add_link_token(connection: Connection, link_id: UUID, token_hash: bytes) -> None:
-    """One more token that opens this link: a mail that is sent twice carries two, and both are good."""
+async def add_link_token(connection: Connection, link_id: UUID, token_hash: bytes, *, at: datetime) -> None:
+    """One more token that opens this link, which is about to be mailed: a mail that is sent twice carries two, and both
+    are good. Of those that were mailed before, the oldest give way."""
     await connection.execute("INSERT INTO link_tokens (hash, link_id) VALUES ($1, $2)", token_hash, link_id)
+    await connection.execute(_GIVE_WAY, link_id, MAILED_MAX, at)

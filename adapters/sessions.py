@@ -157,6 +157,12 @@ class Sessions:
         """The device that this session made known is a stranger's."""
         await self._connection.execute("DELETE FROM device_tokens WHERE session_id = $1", session_id)
 
+    async def forget_all_devices(self, user_id: UUID, *, but: bytes | None = None) -> None:
+        """None is known any more, except for one by its hash: any of them may be a stranger's."""
+        await self._connection.execute(
+            "DELETE FROM device_tokens WHERE user_id = $1 AND hash IS DISTINCT FROM $2", user_id, but
+        )
+
     async def unended_of(self, user_id: UUID, *, at: datetime) -> list[UUID]:
         """A user's sessions that have neither been ended nor expired, the idle ones too: a longer idle time must not
         bring back what was meant to be ended."""

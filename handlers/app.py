@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute
 
 from adapters.avatar_store import AvatarStore
 from adapters.avatar_uploads import AvatarUploads
-from adapters.cache import AccountCache, LocalCache, SharedCache
+from adapters.cache import STANDING_SECONDS, AccountCache, LocalCache, SharedCache
 from adapters.hashing import Hasher
 from adapters.idempotency import IdempotencyKeys
 from adapters.key_rotation import RELOAD_S
@@ -40,6 +40,7 @@ from adapters.users import Account, StoredAccounts
 from contracts.api import OPERATIONS
 from domain.session import Standing
 from handlers.activity import Activity
+from handlers.answer_steps import AnswerSteps
 from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
@@ -280,7 +281,7 @@ async def _start_requests(
         counted=means.metrics.password_hashes.inc,
     )  # fmt: skip
     stack.callback(hasher.close)
-    accounts, standings = LocalCache[Account](), LocalCache[Standing]()
+    accounts, standings = LocalCache[Account](), LocalCache[Standing](seconds=STANDING_SECONDS)
     freshness = Freshness(means.bus, accounts, standings, means.shared_cache, wake_relay=means.relay.wake)
     means.gaps.heard_by.append(freshness.lose_trust)
     await freshness.start()
@@ -309,7 +310,10 @@ async def _start_requests(
         now=now,
         check_health=means.vitals.check,
     )
-    dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), Once(ctx, IdempotencyKeys(means.database, keys)))
+    steps = AnswerSteps(settings.answer_ms_step)
+    loops.start(steps.keep(means.database), "answer steps")
+    once = Once(ctx, IdempotencyKeys(means.database, keys))
+    dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), once, steps)
     await Acknowledger(client, means.bus, QUEUE).start()
     await dispatcher.start()
     loops.start(_every_second(partial(_sample, ctx)), "samples")

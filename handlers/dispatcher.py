@@ -5,7 +5,6 @@ ever reaches it, and the statistics it reports are ours.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +32,7 @@ from domain.refusals import (
     Refusal,
     Stale,
 )
+from handlers.answer_steps import AnswerSteps
 from handlers.callers import authenticate
 from handlers.context import Call, Context, Handler
 from handlers.endings import let_end
@@ -54,9 +54,6 @@ log = structlog.get_logger()
 SERVICE_NAME = "user-service"
 QUEUE = "user-service"
 TRIES_MAX = 3
-JITTER = 0.25
-"""By how much of a step a reply whose time must tell nothing is late by chance: limits leave nobody enough tries to
-average it away."""
 TIDYING_S = 0.1
 """So long after its deadline a cancelled request may still answer by itself; one that hangs is answered for then."""
 
@@ -136,9 +133,15 @@ class Dispatcher:
     """Serves a table of operations on one connection."""
 
     def __init__(
-        self, ctx: Context, client: Client, table: Mapping[str, tuple[Operation, Handler]], once: Once
+        self,
+        ctx: Context,
+        client: Client,
+        table: Mapping[str, tuple[Operation, Handler]],
+        once: Once,
+        steps: AnswerSteps,
     ) -> None:
         self._ctx = ctx
+        self._steps = steps
         self._client = client
         self._table = table
         self._once = once
@@ -253,20 +256,16 @@ class Dispatcher:
 
         Raises `DeadlineExceeded` before any work.
         """
-        left_ms = (call.deadline - asyncio.get_running_loop().time()) * 1000
-        needed_ms = self._ctx.settings.answer_ms_step * (1 + JITTER)
-        if self._must_be_even(operation, refused=True) and left_ms < needed_ms:
+        left_s = call.deadline - asyncio.get_running_loop().time()
+        if self._must_be_even(operation, refused=True) and left_s < self._steps.needed_s(operation):
             raise DeadlineExceeded
 
     async def _even_out(self, asked: Asked, answer: Answer) -> None:
         """Hold a reply back until its time tells nothing of what was found: it goes out at whole steps from its
-        request's arrival, so that a step that is too short for a busy machine still tells next to nothing; and a little
-        later by chance, since mail to somebody known goes out while the next request waits."""
-        step_s = self._ctx.settings.answer_ms_step / 1000
-        if step_s and self._must_be_even(asked.operation, refused=answer.error is not None):
+        request's arrival, so that a step that is too short for a busy machine still tells next to nothing."""
+        if self._must_be_even(asked.operation, refused=answer.error is not None):
             with suppress(asyncio.CancelledError):  # at a stop: the work is done, and its reply goes out at once
-                late_s = random.uniform(0, step_s * JITTER)
-                await asyncio.sleep(step_s - (time.perf_counter() - asked.began) % step_s + late_s)
+                await self._steps.hold_back(asked.operation, time.perf_counter() - asked.began)
 
     @contextmanager
     def _answered_for(self, asked: Asked, headers: Mapping[str, str], *, at: float) -> Iterator[None]:

@@ -27,6 +27,8 @@ async def ask_for_mail(ctx: Context, call: Call, email: str, ask: Ask, *, action
             by_who_and_source(ctx, call, Limit.MAIL, key, rates.limit_mail_address, rates.limit_mail_source)
         )
     except LimitReached:
+        async with ctx.unit_of_work(call, one_statement=True) as work:
+            await work.commit(Empty())  # asked again by the same key, it is not mailed later instead
         return Empty()
     async with ctx.database.connection() as connection:
         owner = await owner_of(connection, key)

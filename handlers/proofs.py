@@ -11,7 +11,7 @@ from adapters.limits import Reservation
 from adapters.two_factor import factor_of
 from adapters.unit_of_work import UnitOfWork
 from adapters.users import password_of
-from domain.refusals import BadToken, Overloaded, Stale, Unavailable, WrongCredentials
+from domain.refusals import BadToken, Overloaded, PasswordDisowned, Stale, Unavailable, WrongCredentials
 from domain.user import User
 from handlers.callers import lock_caller
 from handlers.codes import Shown, check_code, require_one, use
@@ -50,7 +50,9 @@ async def prove(
         seen = await password_of(connection, call.signed_in.user_id, device_hash=call.device_hash, at=ctx.now())
     if seen is None:
         raise BadToken
-    tries = await reserve_try(ctx, call, email_key(seen.email), device_known=seen.device_known)
+    tries = await reserve_try(
+        ctx, call, email_key(seen.email), device_known=seen.device_known, unlocked=call.signed_in.user_id
+    )
     try:
         matches = await ctx.hasher.verify(seen.password_hash, password.get_secret_value())
         if not matches:
@@ -88,6 +90,8 @@ async def accept(work: UnitOfWork, user: User, proof: Proof) -> None:
     """Under the user's lock, before the user is saved: the password is still the one that was shown, and the code is
     used up with the act. A code that has been used meanwhile is `Stale`: looked at again, it is refused and stored."""
     user.require_password_hash(proof.password_hash)
+    if user.password_reset_required:  # somebody else may know it: it proves nothing any more
+        raise PasswordDisowned
     if user.two_factor_enabled != proof.second_factor:
         raise Stale
     if proof.shown is not None and not await use(work, user, proof.shown, at=proof.at):

@@ -18,6 +18,7 @@ from adapters.audit_log import AuditRow, add_audit_row
 from adapters.bulk_users import Progress, add_users, export_page, keep_progress, progress_of, users_counted
 from adapters.event_log import EventLog, Trail
 from adapters.foreign_hashes import is_importable
+from adapters.hash_costs import note_costs
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from contracts.transfer import ImportedUser, RefusedLine
@@ -102,6 +103,7 @@ async def _import_batch(
     async with database.connection() as connection, connection.transaction():
         if users and not dry_run:
             wanted = [user for _, user in users.values()]
+            await note_costs(connection, {user.password_hash for user in wanted})
             added = await add_users(connection, personal, EventLog(personal, trail), wanted)
         taken = [_taken(number) for id, (number, _) in users.items() if id not in added]
         for fault in sorted([*refused, *taken], key=lambda fault: fault.line):

@@ -5,6 +5,7 @@ all sources shut out whoever comes from no known device, and mail the owner a wa
 """
 
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 
@@ -23,13 +24,18 @@ from handlers.context import Call, Context
 _OVER_ALL_SOURCES = f"{Limit.LOGIN.value}:account"
 
 
-async def reserve_try(ctx: Context, call: Call, key: str, *, device_known: bool) -> Reservation:
-    """Count a try of an account's password; raises `RateLimited`, and to a known device `AccountLocked`."""
+async def reserve_try(ctx: Context, call: Call, key: str, *, device_known: bool, unlocked: UUID | None) -> Reservation:
+    """Count a try of an account's password; raises `RateLimited`, and to a known device `AccountLocked`.
+
+    `unlocked` is the account's id where its row is not locked, as far as is known.
+    """
     try:
         tries = await ctx.limits.reserve(_windows(ctx, call, key, device_known=device_known))
     except LimitReached as refusal:
         ctx.metrics.authentications.labels("limited", "password").inc()
         if not device_known:
+            if unlocked is not None and refusal.limit == _OVER_ALL_SOURCES and refusal.retry_after_s > 1:
+                await _lock_late(ctx, call, unlocked, refusal)
             raise
         call.reply_headers.update(refusal.headers)
         raise AccountLocked(ctx.now() + timedelta(seconds=refusal.retry_after_s)) from refusal
@@ -104,7 +110,9 @@ async def record_refused(
     elif isinstance(refusal, WrongCredentials):
         user.refuse_password(origin=call.origin, at=at)
         if tries is not None and _OVER_ALL_SOURCES in tries.filled and not user.is_locked(at):
-            await _lock(ctx, work, user, tries, at=at)
+            # The counts open again from when the try was counted, before the hash: whoever gets in then clears the row.
+            left_s = ctx.settings.limit_login_account.window_s - tries.age_s
+            await _lock(ctx, work, user, until=at + timedelta(seconds=left_s), at=at)
         await work.users.save(user)
     await work.audit(
         AuditRow(
@@ -118,16 +126,24 @@ async def record_refused(
     )
 
 
-async def _lock(ctx: Context, work: UnitOfWork, user: User, tries: Reservation, *, at: datetime) -> None:
-    """An unlock link that is still good is mailed again: of all that an attack makes us send, each stays good.
+async def _lock_late(ctx: Context, call: Call, user_id: UUID, refusal: LimitReached) -> None:
+    """The try that filled the count was cut off before it could lock the row: the next one does, so that the owner is
+    mailed their way in."""
+    async with ctx.unit_of_work(call) as work:
+        user, at = await work.users.lock(user_id), ctx.now()
+        if user is None or user.status != "active" or user.is_locked(at):
+            return
+        await _lock(ctx, work, user, until=at + timedelta(seconds=refusal.retry_after_s), at=at)
+        await work.users.save(user)
+        await work.commit(refusal)
 
-    The row's lock is over when the counts open, which began to close before the hash: whoever gets in then clears it.
-    """
+
+async def _lock(ctx: Context, work: UnitOfWork, user: User, *, until: datetime, at: datetime) -> None:
+    """An unlock link that is still good is mailed again: of all that an attack makes us send, each stays good."""
     link = await work.links.newest_open(user.id, "unlock", user.email, at=at)
     if link is None:
         expires_at = at + ctx.settings.lifetimes.unlock_link
         link = Link(id=uuid_utils.uuid7(), user_id=user.id, purpose="unlock", address=user.email, expires_at=expires_at)
         await work.links.open(link, at=at)
-    until = at + timedelta(seconds=ctx.settings.limit_login_account.window_s - tries.age_s)
     user.lock(until=until, token_id=link.id, expires_at=link.expires_at, at=at)
     ctx.metrics.lockouts.inc()

@@ -206,7 +206,7 @@ class Email:
             return {}
         token = new_secret()
         async with self._database.connection() as connection:
-            await add_link_token(connection, link.id, hash_of(token))
+            await add_link_token(connection, link.id, hash_of(token), at=self._now())
         page = f"{self._settings.public_url.rstrip('/')}{wanted.page}"
         return {f"{prefix}link": f"{page}?{urlencode({'token': token})}", f"{prefix}expires_at": link.expires_at}
 

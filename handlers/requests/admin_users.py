@@ -116,6 +116,7 @@ async def require_password_reset(ctx: Context, call: Call, request: RequirePassw
     at = ctx.now()
     async with acting_on(ctx, call, request.user_id, "reset_requirement") as (work, user):
         await work.end_sessions(user, reason="password_reset_required", at=at)
+        await work.sessions.forget_all_devices(user.id)
         user.disown_password(reason=request.reason, at=at)
         await _save(work, user, "reset_requirement_kept", request.reason, at=at)
         reply = PasswordResetDemanded(user=user_view(user))

@@ -24,20 +24,21 @@ from handlers.proofs import accept, prove
 async def change_email(ctx: Context, call: Call, request: ChangeEmail) -> Empty:
     """Ask both mailboxes: the new one to confirm, the old one whether it minds.
 
-    A taken address makes the same rows as a free one; that nobody is asked there, `email` alone knows.
+    A taken address makes the same rows as a free one; that nobody is asked there, `email` alone knows. Past the limits
+    nothing comes of it, in silence; the proof is used up all the same.
     """
     key = email_key(request.new_email)
     proof = await prove(ctx, call, request.password, code=request.code, backup_code=request.backup_code)
-    if not await _may_mail(ctx, call, key):
-        return Empty()
-    at = ctx.now()
+    may_mail, at = await _may_mail(ctx, call, key), ctx.now()
     async with ctx.unit_of_work(call) as work:
         user = await lock_caller(ctx, work, call)
         user.require_may_change_email()
         await accept(work, user, proof)
-        await work.links.void(user.id, "email-change", at=at)
-        await _ask_both(ctx, work, user, request.new_email, at=at)
-        await work.users.save(user)
+        if may_mail:
+            await work.links.void(user.id, "email-change", at=at)
+            await _ask_both(ctx, work, user, request.new_email, at=at)
+        if user.recorded:
+            await work.users.save(user)
         reply = Empty()
         await work.commit(reply)
     return reply
@@ -126,6 +127,7 @@ async def _call_off(work: UnitOfWork, user: User, link: Link, *, at: datetime) -
     await work.links.void_all_but(user.id, "cancel-email-change", at=at)
     user.cancel_email_change(link.address, at=at)
     user.disown_password(reason="email_change_undone", at=at)
+    await work.sessions.forget_all_devices(user.id)
     await work.end_sessions(user, reason="email_change_undone", at=at)
 
 

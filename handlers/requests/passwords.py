@@ -7,7 +7,7 @@ from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 
-from adapters.links import Link, link_by_token
+from adapters.links import Link, Purpose, link_by_token
 from adapters.password_history import passwords_before, remember_password
 from adapters.password_rules import strength_of
 from adapters.postgres import Connection
@@ -31,6 +31,8 @@ from handlers.context import Call, Context, Handlers
 from handlers.mail_asks import ask_for_mail
 from handlers.proofs import accept, prove
 from handlers.tries import clear_tries
+
+_DIE_WITH_THE_PASSWORD: tuple[Purpose, ...] = ("reset", "invitation", "verification", "email-change", "unlock")
 
 
 async def check_password(ctx: Context, _: Call, request: CheckPassword) -> PasswordChecked:
@@ -121,8 +123,9 @@ async def reset_password(ctx: Context, call: Call, request: ResetPassword) -> Em
         user.reset_password(new_hash, at=at)
         await _remember(ctx, work, user, before.current_hash)
         await work.end_sessions(user, reason="password_reset", at=at)
+        await work.sessions.forget_all_devices(user.id, but=call.device_hash)
         await work.links.void_not_me(user.id, at=at)
-        await work.links.void(user.id, "reset", "invitation", "email-change", at=at)
+        await work.links.void(user.id, *_DIE_WITH_THE_PASSWORD, at=at)
         await work.users.save(user)
         reply = Empty()
         await work.commit(reply)
@@ -144,7 +147,7 @@ async def change_password(ctx: Context, call: Call, request: ChangePassword) -> 
         await _remember(ctx, work, user, before.current_hash)
         await work.end_sessions(user, reason="password_changed", at=at, but=call.signed_in.session_id)
         await work.links.void_not_me(user.id, at=at, but=call.signed_in.session_id)
-        await work.links.void(user.id, "reset", "invitation", "email-change", at=at)
+        await work.links.void(user.id, *_DIE_WITH_THE_PASSWORD, at=at)
         await work.users.save(user)
         reply = Empty()
         await work.commit(reply)

@@ -135,6 +135,7 @@ async def _disown(work: UnitOfWork, user: User, session_id: UUID, *, at: datetim
     """That family ends and its device is known no more; whoever else has the password signs in no more by it."""
     await work.end_sessions(user, only=[session_id], reason="not_me", at=at)
     await work.sessions.forget_devices(session_id)
+    await work.links.void(user.id, "email-change", at=at)
     user.disown_password(reason="not_me", at=at)
     if user.recorded:
         await work.users.save(user)

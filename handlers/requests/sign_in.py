@@ -31,7 +31,8 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
     async with ctx.database.connection() as connection:
         seen = await candidate(ctx, call, connection, email_key(request.email))
     device_known = seen is not None and seen.device_known
-    tries = await reserve_try(ctx, call, email_key(request.email), device_known=device_known)
+    unlocked = None if seen is None or seen.user.is_locked(ctx.now()) else seen.user.id
+    tries = await reserve_try(ctx, call, email_key(request.email), device_known=device_known, unlocked=unlocked)
     try:
         outcome, matches = await _check_and_sign_in(ctx, call, request, seen, tries)
     except (Stale, Overloaded, Unavailable):

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from adapters.mail_sink import token_of
+from tests.authenticator import enrolled
 from tests.gateway import PASSWORD, Gateway, Reply, database, new_email, registration, stored_events
 from tests.program import Dev, eventually
 
@@ -297,3 +298,19 @@ async def test_mails_to_a_stranger_are_bounded_in_silence(limited_client: Gatewa
             assert reply.data == {}
     await limited_client.mail_to(victim, CONFIRM)
     assert len(limited_client.mails_to(victim, CONFIRM)) <= 3
+
+
+async def test_past_the_limits_a_code_is_used_up_all_the_same(limited_client: Gateway) -> None:
+    app = await enrolled(limited_client, headers={"Client-Ip": f"2001:db8:{uuid4().hex[:4]}::2"})
+    for _ in range(3):
+        asked = await limited_client.call(
+            "me.change-email", access=app.access, newEmail=new_email(), password=PASSWORD, code=await app.fresh_code()
+        )
+        assert asked.data == {}
+    code = await app.fresh_code()
+    silent = await limited_client.call(
+        "me.change-email", access=app.access, newEmail=new_email(), password=PASSWORD, code=code
+    )
+    assert silent.data == {}
+    again = await limited_client.call("me.reauthenticate", access=app.access, password=PASSWORD, code=code)
+    assert again.code == "INVALID_TWO_FACTOR_CODE"

@@ -5,14 +5,16 @@ standard deviations of the statistic, which chance passes once in some sixteen t
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import bcrypt
 import pytest
 import pytest_asyncio
 
-from tests.gateway import PASSWORD, Gateway, gateway, new_email
-from tests.program import Dev
+from tests.gateway import PASSWORD, Gateway, database, gateway, new_email
+from tests.program import Dev, command, eventually
 from tests.telltale import MEASURED, OPERATIONS, compare, deviation_of_auc, known_addresses
 
 TRIES = 40
@@ -59,3 +61,30 @@ async def test_only_a_refused_sign_in_is_held_back(tmp_path: Path) -> None:
             await client.call("auth.login", email=email, password=password)
             took.append(loop.time() - began)
     assert took[0] < 2 <= took[1]
+
+
+async def test_whose_hash_came_from_elsewhere_is_not_told_by_time(tmp_path: Path) -> None:
+    """A check of theirs takes longer than ours: everybody's refusal waits for it, as long as there are such hashes."""
+    email = new_email()
+    foreign = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(10)).decode()
+    line = {"email": email, "firstName": "Ada", "lastName": "L", "passwordHash": foreign, "emailVerified": True}
+    (tmp_path / "users.jsonl").write_text(json.dumps(line))
+    async with Dev(tmp_path / "data", **MEASURED) as running, gateway(running.ready) as client:
+        words = ("users", "import", str(tmp_path / "users.jsonl"), "--ready-file", str(running.ready_file))
+        code, _, err = await command(*words)
+        assert code == 0, err
+
+        async def took_s(address: str) -> float:
+            began = asyncio.get_running_loop().time()
+            reply = await client.call("auth.login", email=address, password="Wrong-Password-1")
+            assert reply.code == "INVALID_CREDENTIALS"
+            return asyncio.get_running_loop().time() - began
+
+        async def waits_for_it() -> bool:
+            return await took_s(new_email()) > 0.18
+
+        await eventually(waits_for_it, within_s=20, what="the service to know of the hash")
+        known, unknown = [await took_s(email) for _ in range(5)], [await took_s(new_email()) for _ in range(5)]
+        async with database(running.ready) as rows:
+            cost_s = await rows.fetchval("SELECT max(took_ms) FROM foreign_hashes") / 1000
+    assert min(*known, *unknown) >= max(0.2, 3 * cost_s)

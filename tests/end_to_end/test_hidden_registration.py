@@ -1,7 +1,9 @@
 """Where registered emails are hidden, and whoever registers is told nothing of others."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +13,7 @@ import pytest_asyncio
 
 from adapters.mail_sink import token_of
 from tests.gateway import PASSWORD, Gateway, Reply, database, gateway, new_email, registration
-from tests.program import Dev
+from tests.program import Dev, command
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -161,3 +163,18 @@ async def test_an_account_gives_way_no_sooner_than_its_link_ends(dev: Dev, clien
     async with database(dev.ready) as rows:
         await abandon(rows, verified)
     assert (await client.register(verified)).code == "EMAIL_ALREADY_REGISTERED"
+
+
+async def test_who_came_in_by_an_import_gives_way_to_nobody(dev: Dev, client: Gateway, tmp_path: Path) -> None:
+    """Also where a stranger has had them mailed a link, and let it end."""
+    email = new_email()
+    file = tmp_path / "users.jsonl"
+    file.write_text(json.dumps({"email": email, "firstName": "Ada", "lastName": "Lovelace"}))
+    code, _, err = await command("users", "import", str(file), "--ready-file", str(dev.ready_file))
+    assert code == 0, err
+    assert (await client.call("auth.resend-verification", email=email)).ok
+    await client.mail_to(email, "verify-email")
+    async with database(dev.ready) as rows:
+        imported = await abandon(rows, email)
+        assert (await client.register(email)).code == "EMAIL_ALREADY_REGISTERED"
+        assert await rows.fetchval("SELECT status FROM users WHERE id = $1", imported) == "active"

@@ -217,3 +217,28 @@ async def test_every_link_that_a_long_attack_has_mailed_stays_good(hasty: Dev) -
 
 
 _LOCKS = "SELECT data->>'tokenId' AS token_id FROM events WHERE aggregate_id = $1 AND type = 'AccountLocked'"
+
+
+async def test_who_comes_after_a_try_that_was_cut_off_locks_the_account_in_its_place(
+    limited: Dev, limited_client: Gateway
+) -> None:
+    """The count is full, and the try that filled it ended before it could write that down."""
+    email = await limited_client.verified()
+    await guess_from_everywhere(limited_client, email, 10, net="198.18.77")
+    await limited_client.mail_to(email, "/unlock")
+    async with database(limited.ready) as rows:
+        await rows.execute("UPDATE users SET account_locked = false, lockout_until = NULL WHERE email = $1", email)
+        replies = await asyncio.gather(
+            *(login(limited_client, email, f"198.18.78.{host}", PASSWORD) for host in range(5))
+        )
+        assert {reply.code for reply in replies} == {"RATE_LIMITED"}
+        row = await rows.fetchrow("SELECT account_locked, lockout_until, id FROM users WHERE email = $1", email)
+        assert row
+        assert row["account_locked"]
+        locks = "SELECT count(*) FROM events WHERE aggregate_id = $1 AND type = 'AccountLocked'"
+        assert await rows.fetchval(locks, row["id"]) == 2
+    async with asyncio.timeout(20):
+        while len(mails := limited_client.mails_to(email, "/unlock")) < 2:
+            await asyncio.sleep(0.05)
+    assert (await limited_client.call("auth.unlock", token=token_of(mails[1]))).ok
+    assert (await login(limited_client, email, "198.18.79.1", PASSWORD)).ok

@@ -1,12 +1,14 @@
 """A password's life as a gateway sees it: looked at, forgotten, reset, changed, aged, disowned."""
 
 import asyncio
+import secrets
 import urllib.parse
 
 import bcrypt
 import pytest
 
 from adapters.mail_sink import link_of, token_of
+from adapters.tokens import hash_of
 from tests.end_to_end.test_link_pages import fetch
 from tests.gateway import PASSWORD, Gateway, Reply, database, new_email, registration
 from tests.program import RACE_ROUNDS, Dev
@@ -193,3 +195,28 @@ async def test_the_page_behind_the_mail_sets_a_password(client: Gateway) -> None
     status, page, _ = await fetch(address, {"token": token, "password": OTHERS[0]})
     assert (status, OTHERS[0] in page) == (200, False)
     assert (await _login(client, email, OTHERS[0])).ok
+
+
+async def test_a_reset_forgets_every_device_but_the_one_it_came_from(client: Gateway) -> None:
+    email = await client.verified()
+    mine, theirs = [(await _login(client, email, PASSWORD)).data["tokens"]["deviceToken"] for _ in range(2)]
+    token = await _reset_token(client, email)
+    done = await client.call("auth.reset-password", token=token, newPassword=OTHERS[0], headers={"Device-Token": mine})
+    assert done.ok
+    for device, is_known in ((mine, True), (theirs, False)):
+        reply = await client.call("auth.login", email=email, password=OTHERS[0], headers={"Device-Token": device})
+        assert (reply.data["tokens"]["deviceToken"] is None) == is_known
+
+
+async def test_an_unlock_link_dies_with_the_password(dev: Dev, client: Gateway) -> None:
+    email, unlock = await client.verified(), secrets.token_urlsafe(32)
+    async with database(dev.ready) as rows:
+        link_id = await rows.fetchval(
+            "INSERT INTO links (id, user_id, purpose, address, created_at, expires_at) "
+            "SELECT gen_random_uuid(), id, 'unlock', email, now(), now() + interval '1 hour' FROM users "
+            "WHERE email = $1 RETURNING id", email,
+        )  # fmt: skip
+        await rows.execute("INSERT INTO link_tokens (hash, link_id) VALUES ($1, $2)", hash_of(unlock), link_id)
+    token = await _reset_token(client, email)
+    assert (await client.call("auth.reset-password", token=token, newPassword=OTHERS[0])).ok
+    assert (await client.call("auth.unlock", token=unlock)).code == "INVALID_TOKEN"

@@ -1,5 +1,7 @@
 """Sessions as their owner sees them: listed, ended, made fresh, disowned."""
 
+import asyncio
+import json
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -272,3 +274,38 @@ async def test_who_is_active_is_not_idle(dev: Dev, client: Gateway, use: str) ->
 
         await eventually(noted, within_s=5, what="the use to be noted")
         assert await rows.fetchval(version, session_id) == before
+
+
+async def test_a_disowned_password_proves_nothing_to_a_session_that_goes_on(client: Gateway) -> None:
+    email = await client.verified()
+    headers = {"User-Agent": FIREFOX}
+    replies = [await client.call("auth.login", email=email, password=PASSWORD, headers=headers) for _ in range(2)]
+    first, second = (reply.data["tokens"] for reply in replies)
+    asked = await client.call("me.change-email", access=first["accessToken"], newEmail=new_email(), password=PASSWORD)
+    assert asked.ok
+    token = await token_in_mail(client, email, "/not-me?", newest=2)
+    assert (await client.call("auth.not-me", token=token)).ok
+    is_first = (await client.call("me.get", access=first["accessToken"])).ok
+    access = (first if is_first else second)["accessToken"]
+    assert (await client.call("me.get", access=access)).ok
+    for operation, more in (
+        ("me.reauthenticate", {}), ("me.change-email", {"newEmail": new_email()}), ("me.delete", {}), ("me.export", {}),
+        ("two-factor.enable", {}), ("me.change-password", {"newPassword": NEW_PASSWORD}),
+    ):  # fmt: skip
+        proof = {"currentPassword" if operation == "me.change-password" else "password": PASSWORD}
+        refused = await client.send(
+            f"users.v1.{operation}", json.dumps(proof | more).encode(), headers={"Authorization": f"Bearer {access}"}
+        )
+        assert (operation, refused.code) == (operation, "PASSWORD_RESET_REQUIRED")
+
+
+async def test_more_sign_ins_than_mails_leave_every_mailed_link_good(limited_client: Gateway) -> None:
+    email = await limited_client.verified()
+    for host in range(6):
+        headers = {"Client-Ip": f"203.0.113.{host}", "User-Agent": FIREFOX}
+        assert (await limited_client.call("auth.login", email=email, password=PASSWORD, headers=headers)).ok
+    async with asyncio.timeout(20):
+        while len(mails := limited_client.mails_to(email, "/not-me?")) < 4:  # the first is the verification mail's
+            await asyncio.sleep(0.05)
+    for mail in mails[1:]:
+        assert (await limited_client.call("auth.not-me", token=token_of(mail))).ok

@@ -197,3 +197,31 @@ async def test_the_row_tells_neither_key_nor_body_nor_reply(store: Store, key: s
     assert row is not None
     for word in (key, key.encode().hex(), "marked", b"marked".hex(), body.hex()):
         assert word not in row["text"]
+
+
+async def test_a_key_in_work_under_an_older_server_key_is_not_claimed_again(database: Database, key: str) -> None:
+    older, newer = secrets.token_bytes(32), secrets.token_bytes(32)
+    before = Store(database, Keys({"idempotency": Ring("aa", {"aa": older})}))
+    after = Store(database, Keys({"idempotency": Ring("bb", {"aa": older, "bb": newer})}))
+    claim = await before.won(key)
+    assert await after.claim(key) is None
+    await before.keep(claim)
+    assert isinstance(await after.claim(key), Kept)
+
+
+async def test_what_took_too_long_under_an_older_server_key_comes_to_nothing(database: Database, key: str) -> None:
+    older, newer = secrets.token_bytes(32), secrets.token_bytes(32)
+    before = Store(database, Keys({"idempotency": Ring("aa", {"aa": older})}))
+    after = Store(database, Keys({"idempotency": Ring("bb", {"aa": older, "bb": newer})}))
+    late = await before.won(key, lease=MOMENT)
+    await asyncio.sleep(MOMENT.total_seconds() * 2)
+    await after.keep(await after.won(key))
+    with pytest.raises(Stale):
+        await before.keep(late)
+
+
+async def test_processes_that_take_different_keys_to_be_in_force_do_the_work_once(database: Database, key: str) -> None:
+    ring = {"aa": secrets.token_bytes(32), "bb": secrets.token_bytes(32)}
+    stores = [Store(database, Keys({"idempotency": Ring(kid, ring)})) for kid in ("aa", "bb")] * 10
+    claims = await asyncio.gather(*(store.claim(key) for store in stores))
+    assert sum(isinstance(claim, Claim) for claim in claims) == 1
