@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import uuid_utils.compat as uuid_utils
 from pydantic import JsonValue, ValidationError
 
+from adapters.addresses import email_key
 from adapters.audit_log import AuditRow, add_audit_row
 from adapters.bulk_users import Progress, add_users, export_page, keep_progress, progress_of, users_counted
 from adapters.event_log import EventLog, Trail
@@ -92,12 +93,16 @@ async def _import_batch(
     at = now()
     users: dict[UUID, tuple[int, User]] = {}
     refused: list[RefusedLine] = []
+    addresses: set[str] = set()
     for line in batch:
         user = _user_of(line, at)
-        if isinstance(user, User):
-            users[user.id] = line.number, user
-        else:
+        if not isinstance(user, User):
             refused += user
+        elif (key := email_key(user.email)) in addresses:
+            refused.append(_taken(line.number))
+        else:
+            addresses.add(key)
+            users[user.id] = line.number, user
     bad_lines = len(batch) - len(users)
     added = set(users)
     async with database.connection() as connection, connection.transaction():
