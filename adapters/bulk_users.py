@@ -72,6 +72,16 @@ async def add_users(connection: Connection, personal: PersonalData, log: EventLo
     return {row["id"] for row in found}
 
 
+async def taken_among(connection: Connection, keys: Sequence[str]) -> set[str]:
+    """Which of these addresses, by their keys, have an account or are kept for one."""
+    rows = await connection.fetch(
+        "SELECT email_key FROM users WHERE email_key = ANY($1) "
+        "UNION SELECT email_key FROM email_reservations WHERE email_key = ANY($1) AND until > now()",
+        keys,
+    )
+    return {row["email_key"] for row in rows}
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far an import of one file has come."""

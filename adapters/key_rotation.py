@@ -12,12 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+
 from adapters.keys import ASYMMETRIC, SYMMETRIC, BadKeys, Purpose, b64, read_keys
 
 RELOAD_S = 2.0
 """How often a running process looks whether its key file has changed."""
 LEAD_S = 60.0
 """How long a key is known before it is used: every process has read it by then, with its clock a little off too."""
+KEPT_S: dict[Purpose, float] = {"access": 15 * 60, "refresh": 30 * 86_400, "idempotency": 86_400}
+"""How long what an older key has made is still good after the next one took over."""
+SEALED_UNDER: dict[Purpose, str] = {
+    "personal": "SELECT count(*) FROM user_keys WHERE wrapped LIKE $1",
+    "two-factor": "SELECT count(*) FROM second_factors WHERE secret LIKE $1",
+}
+"""How many rows a key would lock for ever if it went."""
 PURPOSES: tuple[Purpose, ...] = (*ASYMMETRIC, *SYMMETRIC)
 
 
@@ -57,6 +66,24 @@ def rotate(path: Path, purpose: Purpose, *, lead_s: float) -> KeyShown:
     }
     _replace(path, raw)
     return KeyShown(purpose, kid, "next", at)
+
+
+async def rows_under(connection: asyncpg.Connection, purpose: Purpose, kid: str) -> int:
+    """How many rows only this key opens; of purposes whose keys seal none that stay, 0."""
+    statement = SEALED_UNDER.get(purpose)
+    found: int = 0 if statement is None else await connection.fetchval(statement, f"v1.{kid}.%")
+    return found
+
+
+def require_outlived(path: Path, purpose: Purpose) -> None:
+    """Raises `BadKeys` while something may be about that an older key of this purpose has made and is still good."""
+    ring = read_keys(path).ring(purpose)
+    if purpose == "seal":
+        raise BadKeys("without it nobody can tell that what it sealed is unchanged: it is kept for good")
+    took_over = ring.successor.from_s if ring.successor and ring.in_force == ring.successor.kid else None
+    left_s = 0.0 if took_over is None else took_over + KEPT_S.get(purpose, 0) - time.time()
+    if left_s > 0:
+        raise BadKeys(f"what it has made is good for another {round(left_s)} s")
 
 
 def retire(path: Path, purpose: Purpose, kid: str) -> None:

@@ -58,7 +58,12 @@ end
 table.insert(result, 1, refused)
 return result
 """
-_GIVE_BACK = "for _, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[1]) end return {}"
+_GIVE_BACK = """
+for i, key in ipairs(KEYS) do
+  if ARGV[i + 1] == '1' then redis.call('DEL', key) else redis.call('ZREM', key, ARGV[1]) end
+end
+return {}
+"""
 _CLEAR = """
 local t = redis.call('TIME')
 redis.call('SET', KEYS[1], t[1] * 1000 + math.floor(t[2] / 1000), 'PX', ARGV[1])
@@ -168,15 +173,17 @@ class Limits:
             answer = self._local.reserve(entry, windows)
         return replace(_judge(entry, tuple(windows), answer), asked_s=asked_s)
 
-    async def give_back(self, reservation: Reservation) -> None:
-        """The tries should not count after all (a login that succeeded)."""
-        if not reservation.windows:
+    async def give_back(self, reservation: Reservation, *, emptied: Sequence[Window] = ()) -> None:
+        """The tries should not count after all; nor what came before them in the windows that are emptied."""
+        windows = list(dict.fromkeys([*reservation.windows, *emptied])) if self._enabled else []
+        if not windows:
             return
-        self._local.give_back(reservation.id, reservation.windows)
+        self._local.give_back(reservation.id, windows, emptied)
+        flags = [int(window in emptied) for window in windows]
         try:
-            await self._redis.run(_GIVE_BACK, [window.key for window in reservation.windows], [reservation.id])
+            await self._redis.run(_GIVE_BACK, [window.key for window in windows], [reservation.id, *flags])
         except RedisAway:
-            return  # the entry ages out by itself
+            return  # the entries age out by themselves
 
     async def clear(self, cleared_with: str, *, within_s: int) -> None:
         """Forget every try so far in the windows that are cleared with this; none of them is longer than `within_s`."""
@@ -226,11 +233,12 @@ class LocalWindows:
         while not locked and tries and tries[0][0] <= now - window.window_s:
             tries.popleft()
 
-    def give_back(self, entry: str, windows: Sequence[Window]) -> None:
+    def give_back(self, entry: str, windows: Sequence[Window], emptied: Sequence[Window] = ()) -> None:
         for window in windows:
             tries = self._tries.get(window.key)
             if tries is not None:
-                self._tries[window.key] = deque(kept for kept in tries if kept[1] != entry)
+                left = () if window in emptied else (kept for kept in tries if kept[1] != entry)
+                self._tries[window.key] = deque(left)
 
     def clear(self, cleared_with: str) -> None:
         self._cleared[cleared_with] = time.monotonic()

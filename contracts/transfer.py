@@ -3,14 +3,18 @@
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from contracts.users import Language, Role, Status
 from contracts.wire import Email, Moment, PersonName, Text, Timestamp, Wire
 
 
 class ImportedUser(Wire):
-    """One line of an import. Without a `passwordHash` the user sets a password by way of a reset."""
+    """One line of an import, or of an export, of which the last four fields are not taken over. Without a
+    `passwordHash` the user sets a password by way of a reset. A field of another name is refused: a hash that is
+    misnamed would leave an account that nobody can enter."""
+
+    model_config = ConfigDict(extra="forbid")
 
     email: Email
     first_name: PersonName
@@ -24,6 +28,10 @@ class ImportedUser(Wire):
     created_at: Moment | None = None
     password_changed_at: Moment | None = None
     language: Language | None = None
+    id: UUID | None = None
+    status: Status | None = None
+    two_factor_enabled: bool | None = None
+    last_login_at: Moment | None = None
 
 
 class ExportedUser(Wire):

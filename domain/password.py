@@ -60,7 +60,7 @@ def broken_rules(
     return [Fault("password", code, message) for code, message in broken]
 
 
-REUSED = Fault("password", "used_before", "Use a password that you have not had lately.")
+REUSED = Fault("newPassword", "used_before", "Use a password that you have not had lately.")
 
 
 def _broken(password: str, policy: PasswordPolicy, own_words: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handlers.terminal import AsJson, Failure, read_ready
+from handlers.terminal import AsJson, Failure, read_ready, run_to_end
 
 if TYPE_CHECKING:
     from adapters.key_rotation import KeyShown
@@ -79,13 +79,51 @@ def rotate(
 
 
 @keys_app.command("retire")
-def retire(purpose: PurposeName, kid: str, file: KeyFile = None) -> None:
-    """Take an older key away: what is signed or sealed under it is lost (docs/operations.md says how long to wait)."""
+def retire(
+    purpose: PurposeName,
+    kid: str,
+    file: KeyFile = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where something is lost with it: for a key that was stolen.")
+    ] = False,
+) -> None:
+    """Take an older key away. Refused while something that is still good, or a row, hangs on it."""
+    from adapters.key_rotation import require_outlived
     from adapters.key_rotation import retire as retire_key
 
+    wanted = _purpose(purpose)
+    if not force:
+        with _said():
+            require_outlived(_path(file), wanted)
+        _require_no_row(wanted, kid)
     with _said():
-        retire_key(_path(file), _purpose(purpose), kid)
+        retire_key(_path(file), wanted, kid)
     typer.echo(f"{kid} is gone")
+
+
+def _require_no_row(purpose: "Purpose", kid: str) -> None:
+    """The group `jobs` seals rows anew within minutes of a rotation: a key goes when none is left under it."""
+    import asyncpg
+
+    from adapters.key_rotation import SEALED_UNDER, rows_under
+
+    if purpose not in SEALED_UNDER:
+        return
+    url = os.environ.get("DATABASE_URL") or str(read_ready(None)["databaseUrl"])
+
+    async def work() -> None:
+        try:
+            connection = await asyncpg.connect(url, timeout=5)
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+            raise Failure(f"PostgreSQL does not say whether rows hang on it ({type(error).__name__})") from error
+        try:
+            left = await rows_under(connection, purpose, kid)
+        finally:
+            await connection.close()
+        if left:
+            raise Failure(f"{left} rows are still sealed under {kid}: nobody could read them; see that `jobs` runs")
+
+    run_to_end(work())
 
 
 def _path(file: Path | None) -> Path:

@@ -16,7 +16,7 @@ from pydantic import JsonValue, ValidationError
 
 from adapters.addresses import email_key
 from adapters.audit_log import AuditRow, add_audit_row
-from adapters.bulk_users import Progress, add_users, export_page, keep_progress, progress_of, users_counted
+from adapters.bulk_users import Progress, add_users, export_page, keep_progress, progress_of, taken_among, users_counted
 from adapters.event_log import EventLog, Trail
 from adapters.foreign_hashes import is_importable
 from adapters.hash_costs import note_costs
@@ -106,7 +106,10 @@ async def _import_batch(
     bad_lines = len(batch) - len(users)
     added = set(users)
     async with database.connection() as connection, connection.transaction():
-        if users and not dry_run:
+        if dry_run:
+            taken_keys = await taken_among(connection, list(addresses))
+            added = {id for id, (_, user) in users.items() if email_key(user.email) not in taken_keys}
+        elif users:
             wanted = [user for _, user in users.values()]
             await note_costs(connection, {user.password_hash for user in wanted})
             added = await add_users(connection, personal, EventLog(personal, trail), wanted)

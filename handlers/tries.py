@@ -66,6 +66,14 @@ async def give_back(ctx: Context, call: Call, tries: Reservation) -> None:
     call.reply_headers.update(tries.given_back().headers)
 
 
+async def forgive(ctx: Context, call: Call, tries: Reservation, key: str, *, device_known: bool) -> None:
+    """Whoever has signed in had only mistyped before: the failures of their source are forgotten, those from elsewhere
+    are not."""
+    pair, *_ = _windows(ctx, call, key, device_known=device_known)
+    await ctx.limits.give_back(tries, emptied=[pair])
+    call.reply_headers.update(tries.given_back().headers)
+
+
 async def clear_tries(ctx: Context, email: str) -> None:
     """Forget all failures of an account, from every source; to be called once its lock has been taken off."""
     rates = ctx.settings

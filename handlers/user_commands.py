@@ -57,7 +57,8 @@ def import_users(
         figures = {"lines": found.lines, "imported": found.imported, "refused": found.refused, "resumed": found.resumed}
         typer.echo(json.dumps({**figures, "dryRun": dry_run}))
     else:
-        typer.echo(f"{found.imported} {'would be ' if dry_run else ''}imported, {found.refused} lines refused")
+        before = f" (of these, lines 1 to {found.resumed} by an earlier run)" if found.resumed else ""
+        typer.echo(f"{found.imported} {'would be ' if dry_run else ''}imported, {found.refused} lines refused{before}")
     if found.refused:
         raise typer.Exit(1)
 

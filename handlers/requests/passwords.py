@@ -1,7 +1,7 @@
 """A password's life: looked at, forgotten, reset and changed."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -86,7 +86,8 @@ async def _before(ctx: Context, connection: Connection, user_id: UUID) -> _Befor
 
 async def _new_hash(ctx: Context, before: _Before, password: str) -> str:
     """The hash of a password that breaks no rule, made outside any transaction; raises `WeakPassword`."""
-    faults = await asyncio.to_thread(ctx.passwords.broken, password, before.words)
+    broken = await asyncio.to_thread(ctx.passwords.broken, password, before.words)
+    faults = [replace(fault, field="newPassword") for fault in broken]
     for had in before.hashes:
         if await ctx.hasher.verify(had, password):
             faults = [*faults, REUSED]

@@ -24,7 +24,7 @@ from domain.user import User
 from handlers.codes import Shown, look_at, record_wrong_code, require_may_try, require_one, reserve_code, use
 from handlers.context import Call, Context, Handlers
 from handlers.requests.sign_in import candidate, open_session
-from handlers.tries import give_back, record_refused
+from handlers.tries import forgive, give_back, record_refused
 
 
 async def show_second_factor(ctx: Context, call: Call, request: ShowSecondFactor) -> SecondFactorShown:
@@ -41,7 +41,9 @@ async def show_second_factor(ctx: Context, call: Call, request: ShowSecondFactor
     except (Stale, Overloaded, Unavailable, RateLimited, BadToken, ExpiredToken):
         await give_back(ctx, call, tries)  # nothing was learnt of the code
         raise
-    if not isinstance(outcome, WrongCode):
+    if isinstance(outcome, SecondFactorShown):
+        await forgive(ctx, call, tries, email_key(outcome.user.email), device_known=factor.device_known)
+    elif not isinstance(outcome, WrongCode):
         await give_back(ctx, call, tries)
     result = "failure" if isinstance(outcome, Refusal) else "success"
     method = "totp" if request.code is not None else "backup-code"

@@ -22,7 +22,7 @@ from domain.two_factor import Challenge
 from domain.user import User
 from handlers.context import Call, Context, Handlers
 from handlers.requests.tokens import issue_tokens, not_me_link
-from handlers.tries import give_back, record_refused, reserve_try
+from handlers.tries import forgive, give_back, record_refused, reserve_try
 
 
 async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
@@ -38,7 +38,9 @@ async def login(ctx: Context, call: Call, request: Login) -> LoggedIn:
     except (Stale, Overloaded, Unavailable):
         await give_back(ctx, call, tries)  # nothing was learnt of the password
         raise
-    if matches:
+    if isinstance(outcome, LoggedIn) and not outcome.two_factor_required:
+        await forgive(ctx, call, tries, email_key(request.email), device_known=device_known)
+    elif matches:
         await give_back(ctx, call, tries)
     ctx.metrics.authentications.labels(_result(outcome), "password").inc()
     if isinstance(outcome, Refusal):

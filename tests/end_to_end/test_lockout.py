@@ -242,3 +242,13 @@ async def test_who_comes_after_a_try_that_was_cut_off_locks_the_account_in_its_p
             await asyncio.sleep(0.05)
     assert (await limited_client.call("auth.unlock", token=token_of(mails[1]))).ok
     assert (await login(limited_client, email, "198.18.79.1", PASSWORD)).ok
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["any device", "known device"])
+async def test_whoever_gets_in_has_all_tries_again(limited_client: Gateway, known: bool) -> None:
+    email, source = await limited_client.verified(), f"198.51.100.{91 + known}"
+    device = await a_device(limited_client, email, source) if known else None
+    for _ in range(3):
+        for _ in range(4):
+            assert (await login(limited_client, email, source, device=device)).code == "INVALID_CREDENTIALS"
+        assert (await login(limited_client, email, source, PASSWORD, device=device)).ok

@@ -73,7 +73,7 @@ async def test_keys_change_while_sessions_go_on(house: Dev) -> None:
         refreshed = await client.call("auth.refresh", refreshToken=session["tokens"]["refreshToken"])
         assert _kid(refreshed.data["tokens"]["accessToken"]) == coming
 
-        await keys("retire", "access", _kid(old))
+        await keys("retire", "access", _kid(old), "--force")
 
         async def refused() -> bool:
             return (await client.call("me.get", access=old)).code == "INVALID_TOKEN"
