@@ -18,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from adapters.embedded_state import EmbeddedFailure, write_private
+from adapters.embedded_state import EmbeddedFailure
+from adapters.private_files import write_private
 
 STOP_LIMIT_SECONDS = 10.0
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import nats
 
 from adapters.child_processes import Command
-from adapters.embedded_state import LOOPBACK, EmbeddedFailure, KeptState, make_private, write_private
+from adapters.embedded_state import LOOPBACK, EmbeddedFailure, KeptState, make_private
+from adapters.private_files import write_private
 
 ROLES = ("worker", "gateway", "admin-gateway", "listener", "operator", "dev")
 

@@ -23,7 +23,8 @@ from adapters.child_processes import (
     pids_working_in,
     user_namespaces_work,
 )
-from adapters.embedded_state import LOOPBACK, EmbeddedFailure, KeptState, make_private, write_private
+from adapters.embedded_state import LOOPBACK, EmbeddedFailure, KeptState, make_private
+from adapters.private_files import write_private
 
 DATABASE = "user_service"
 APPLICATION = "user_service"

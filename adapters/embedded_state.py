@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adapters.private_files import write_private
+
 LOOPBACK = "127.0.0.1"
 
 # Below the kernels' ephemeral ranges, so that no outgoing connection takes a port while its server is down.
@@ -32,18 +34,6 @@ def port_is_free(port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-def write_private(path: Path, content: str | bytes) -> None:
-    """Replace a file whole, readable by its owner alone."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(descriptor)
-    fresh.replace(path)
 
 
 def make_private(directory: Path) -> None:

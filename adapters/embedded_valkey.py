@@ -14,7 +14,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from adapters.child_processes import Command
-from adapters.embedded_state import LOOPBACK, EmbeddedFailure, KeptState, make_private, write_private
+from adapters.embedded_state import LOOPBACK, EmbeddedFailure, KeptState, make_private
+from adapters.private_files import write_private
 
 _PROGRAM_VARIABLE = "USER_SERVICE_DEV_VALKEY_SERVER"
 

@@ -62,35 +62,40 @@ async def mark_done(connection: Connection, group: str, outcomes: Mapping[UUID, 
 
 
 async def record_attempt(
-    connection: Connection, group: str, event_id: UUID, attempt: int, error: str, message: str, trace: str
+    connection: Connection, durable: str, event_id: UUID, attempt: int, error: str, message: str, trace: str
 ) -> None:
-    """Remember why an attempt failed; cut to what a person reads."""
+    """Remember why an attempt of a durable failed, events and replays apart; cut to what a person reads."""
     await connection.execute(
         "INSERT INTO delivery_attempts (group_name, event_id, attempt, error, message, trace) "
         "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (group_name, event_id, attempt) DO UPDATE "
         "SET error = excluded.error, message = excluded.message, trace = excluded.trace, at = excluded.at",
-        group, event_id, attempt, error, _text(message)[:MESSAGE_CHARS_MAX], _text(trace)[-TRACE_CHARS_MAX:],
+        durable, event_id, attempt, error, _text(message)[:MESSAGE_CHARS_MAX], _text(trace)[-TRACE_CHARS_MAX:],
     )  # fmt: skip
 
 
-async def error_of_attempt(connection: Connection, group: str, event_id: UUID, attempt: int) -> str | None:
+async def error_of_attempt(connection: Connection, durable: str, event_id: UUID, attempt: int) -> str | None:
     """What an attempt failed of, or None where nothing is known of it."""
     found: str | None = await connection.fetchval(
         "SELECT error FROM delivery_attempts WHERE group_name = $1 AND event_id = $2 AND attempt = $3",
-        group, event_id, attempt,
+        durable, event_id, attempt,
     )  # fmt: skip
     return found
 
 
 _ADD_LETTER = """
+WITH before AS (
+    SELECT coalesce(max(n), 0) AS n, max(created_at) AS at FROM dead_letters WHERE group_name = $2 AND event_id = $3
+), tried AS (
+    SELECT a.* FROM delivery_attempts a, before
+    WHERE a.group_name = $15 AND a.event_id = $3 AND coalesce(a.at > before.at, true)
+)
 INSERT INTO dead_letters (id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body,
-    headers, attempts, deliveries, stream, stream_sequence)
-SELECT $1, $2, $3, 1 + (SELECT coalesce(max(n), 0) FROM dead_letters WHERE group_name = $2 AND event_id = $3),
+    headers, attempts, deliveries, stream, stream_sequence, version)
+SELECT $1, $2, $3, 1 + (SELECT n FROM before),
     $4, $5, $6, $7, $8, $9, $10, $11, coalesce((
         SELECT jsonb_agg(jsonb_build_object('attempt', attempt, 'error', error, 'message', message, 'trace', trace,
-            'at', at) ORDER BY attempt)
-        FROM delivery_attempts WHERE group_name = $2 AND event_id = $3), '[]'),
-    $12, $13, $14
+            'at', at) ORDER BY attempt) FROM tried), '[]'),
+    $12, $13, $14, (SELECT version FROM events WHERE id = $3)
 ON CONFLICT (group_name, event_id, stream, stream_sequence) DO NOTHING"""
 _IS_ERASED = "SELECT EXISTS (SELECT FROM users WHERE id = $1 AND erased_at IS NOT NULL)"
 
@@ -98,7 +103,7 @@ _IS_ERASED = "SELECT EXISTS (SELECT FROM users WHERE id = $1 AND erased_at IS NO
 async def add_letter(
     connection: Connection, *, group: str, event_id: UUID, user_id: UUID | None, event_type: str, reason: str,
     error: str, message: str, subject: str, body: bytes, headers: dict[str, str], deliveries: int, stream: str,
-    stream_sequence: int,
+    stream_sequence: int, durable: str,
 ) -> None:  # fmt: skip
     """Write the letter of a delivery, once: the same delivery handed out again adds none.
 
@@ -111,6 +116,7 @@ async def add_letter(
         await connection.execute(
             _ADD_LETTER, uuid_utils.uuid7(), group, event_id, user_id, event_type, reason, error,
             _text(message)[:MESSAGE_CHARS_MAX], _text(subject), body, kept, deliveries, stream, stream_sequence,
+            durable,
         )  # fmt: skip
     except asyncpg.UniqueViolationError as race:
         raise Stale from race

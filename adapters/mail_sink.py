@@ -16,7 +16,8 @@ from typing import Self
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakSet
 
-from adapters.embedded_state import LOOPBACK, EmbeddedFailure, make_private, write_private
+from adapters.embedded_state import LOOPBACK, EmbeddedFailure, make_private
+from adapters.private_files import write_private
 
 try:
     from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session

@@ -19,6 +19,7 @@ from nats.js.api import (
     ConsumerConfig,
     DeliverPolicy,
     DiscardPolicy,
+    RawStreamMsg,
     RetentionPolicy,
     StorageType,
     StreamConfig,
@@ -35,6 +36,8 @@ log = structlog.get_logger()
 EVENTS_STREAM = "USER_EVENTS"
 LETTERS_STREAM = "USER_DEAD_LETTERS"
 REPLAYS_STREAM = "USER_REPLAYS"
+ADVISORIES_STREAM = "USER_ADVISORIES"
+_GIVEN_UP = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
 EVENT_GROUPS = ("email", "audit", "cache")
 INVALIDATE = "users.invalidate"
 INBOX_PREFIX = "_INBOX.worker"
@@ -237,7 +240,7 @@ def invalidation(user_id: UUID, version: int) -> bytes:
 
 
 def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
-    """The three streams and the two buckets.
+    """The four streams and the two buckets.
 
     `discard=new` stops the relay in sight of the alerts instead of dropping what nobody read.
     """
@@ -252,6 +255,13 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
         replace(base, name=EVENTS_STREAM, subjects=["users.events.>"], max_bytes=settings.stream_bytes_max),
         replace(base, name=LETTERS_STREAM, subjects=["users.dead-letters.>"]),
         replace(base, name=REPLAYS_STREAM, subjects=["users.replay.>"], retention=RetentionPolicy.WORK_QUEUE),
+        # What the server says when it gives a delivery up; kept here, since nobody may be listening when it says so.
+        replace(
+            base,
+            name=ADVISORIES_STREAM,
+            subjects=[f"{_GIVEN_UP}.{EVENTS_STREAM}.*", f"{_GIVEN_UP}.{REPLAYS_STREAM}.*"],
+            retention=RetentionPolicy.WORK_QUEUE,
+        ),
         _bucket(base, AVATARS_BUCKET, max_age=0, max_bytes=settings.avatar_bytes_max, no_ack=False),
         # JetStream's acknowledgement goes to whatever subject its message names, past every rule of the bus: with one
         # in `users.events.>` a gateway would have it write there (tried). So the service acknowledges in its place.
@@ -289,6 +299,10 @@ def durables(groups: Sequence[str]) -> list[Durable]:
     ]
 
 
+GIVEN_UP = Durable("jobs", ADVISORIES_STREAM, "given-up", f"{_GIVEN_UP}.>")
+"""Where the group `jobs` hears of deliveries that the server gave up."""
+
+
 def consumer_config(settings: Settings, durable: Durable) -> ConsumerConfig:
     """How a durable consumer must be."""
     return ConsumerConfig(
@@ -296,7 +310,7 @@ def consumer_config(settings: Settings, durable: Durable) -> ConsumerConfig:
         deliver_policy=DeliverPolicy.ALL,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=ACK_WAIT_S,
-        max_deliver=settings.delivery_attempts + SPARE_DELIVERIES,
+        max_deliver=-1 if durable is GIVEN_UP else settings.delivery_attempts + SPARE_DELIVERIES,
         max_ack_pending=UNACKED_MAX,
         filter_subject=durable.subject,
     )
@@ -316,7 +330,7 @@ async def provision(js: JetStreamContext, settings: Settings, groups: Sequence[s
     async with asyncio.timeout(20):
         for config in stream_configs(settings):
             await _ensure_stream(js, config)
-        for durable in durables(groups):
+        for durable in (*durables(groups), GIVEN_UP):
             await _ensure_consumer(js, durable.stream, consumer_config(settings, durable))
     for difference in await differences(js, settings, groups):
         log.error("jetstream differs", what=difference.what, wanted=difference.wanted, found=difference.found)
@@ -353,7 +367,7 @@ async def differences(js: JetStreamContext, settings: Settings, groups: Sequence
             found += _stream_differences(config, (await js.stream_info(str(config.name))).config)
         except NotFoundError:
             found.append(Difference(f"stream {config.name}", "present", "missing"))
-    for durable in durables(groups):
+    for durable in (*durables(groups), GIVEN_UP):
         wanted = consumer_config(settings, durable)
         try:
             found += _consumer_differences(wanted, (await js.consumer_info(durable.stream, durable.name)).config)
@@ -406,6 +420,14 @@ async def delete_messages(js: JetStreamContext, stream: str, subject: str, *, me
             return True
         seq = (found.seq or 0) + 1
     return False
+
+
+async def message_at(js: JetStreamContext, stream: str, sequence: int) -> RawStreamMsg | None:
+    """What a stream holds at a sequence, if it still does."""
+    try:
+        return await js.get_msg(stream, seq=sequence)
+    except NotFoundError:
+        return None
 
 
 async def last_message(js: JetStreamContext, subject: str) -> tuple[int, str | None]:

@@ -25,7 +25,7 @@ from adapters.keys import BadKeys, Keys
 from adapters.limits import Limits
 from adapters.mail_caps import MailCaps
 from adapters.migrations import require_current
-from adapters.nats import EVENT_GROUPS, AnsweringClient, close, connect, durables, provision
+from adapters.nats import EVENT_GROUPS, GIVEN_UP, AnsweringClient, close, connect, durables, provision
 from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
 from adapters.pictures import Pictures
@@ -50,11 +50,13 @@ from handlers.events.audit import Audit
 from handlers.events.cache import Cache
 from handlers.events.email import Email
 from handlers.freshness import Freshness
+from handlers.given_up import GivenUp
 from handlers.groups import Taker, watch
 from handlers.jobs import clear_away, keep_current
 from handlers.leftovers import remove_leftovers
 from handlers.once import Once
 from handlers.relay import Relay
+from handlers.replays import Replayer
 from handlers.table import HANDLERS
 from handlers.uploads import Acknowledger
 from handlers.vitals import Vitals, http_routes, http_server
@@ -219,14 +221,17 @@ async def _start_events(
             keep_current(means.database, "second-factor secrets", means.secrets.seal_anew), "second-factor secrets"
         )
         loops.start(_erasure(means).run(), "erasure")
+        loops.start(Replayer(means.database, means.bus).run(), "replays")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
-    if not wanted:
+    if not wanted and "jobs" not in groups:
         return _nothing
     client = await connect(means.settings, name="groups", on_closed=on_closed)
     stack.push_async_callback(close, client)
     deliverers = _deliverers(stack, loops, means, wanted)
     takers = [Taker(client, durable, deliverers[durable.group].deliver) for durable in durables(wanted)]
+    if "jobs" in groups:
+        takers.append(Taker(client, GIVEN_UP, GivenUp(means.database, client, means.announcer.wake).deliver))
     for taker in takers:
         await taker.start()
         loops.start(taker.run(), taker.durable.name)

@@ -13,6 +13,8 @@ from rich.console import Console
 from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of, written
 from handlers.dev_commands import dev_app
 from handlers.key_commands import keys_app
+from handlers.letter_commands import letters_app
+from handlers.login_commands import login, logout
 from handlers.terminal import (
     AsJson,
     Failure,
@@ -23,6 +25,7 @@ from handlers.terminal import (
     run_to_end,
     stop_on_signals,
 )
+from handlers.timeline_command import timeline
 from handlers.user_commands import users_app
 
 if TYPE_CHECKING:
@@ -39,7 +42,11 @@ events_app = typer.Typer(no_args_is_help=True, help="Look at the stream of event
 app.add_typer(dev_app, name="dev")
 app.add_typer(events_app, name="events")
 app.add_typer(keys_app, name="keys")
+app.add_typer(letters_app, name="dead-letters")
 app.add_typer(users_app, name="users")
+app.command()(login)
+app.command()(logout)
+app.command()(timeline)
 
 out, err = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
 

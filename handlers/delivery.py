@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
@@ -32,6 +33,8 @@ from domain.refusals import Overloaded, Stale, Unavailable
 log = structlog.get_logger()
 
 HOLD_S = 1.0
+REPLAY_PAUSES_S = (1.0, 5.0)
+"""Between the tries of a replay: an operator waits for its outcome, and can have it done again."""
 _UNAUTHENTIC = "unauthentic"
 _DIED = "WorkerDied"
 
@@ -46,6 +49,23 @@ class Permanent(Exception):
 
 EventHandler = Callable[[StoredEvent], Awaitable[str]]
 """Does what a group does with an event, once or many times with one effect; returns a word for the outcome."""
+
+
+class Claim(NamedTuple):
+    """What a message says it is; where it names no event, its place stands for one."""
+
+    event_id: UUID
+    user_id: UUID | None
+    event_type: str
+
+    @classmethod
+    def of(cls, subject: str, body: bytes, stream: str, sequence: int) -> "Claim":
+        parts = subject.split(".")
+        return cls(
+            _event_id(body) or uuid5(NAMESPACE_URL, f"urn:{stream}:{sequence}"),
+            _uuid(parts[-1]),
+            _token(parts[3]) if len(parts) == 5 else "unknown",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +87,9 @@ class Delivery:
     @classmethod
     def of(cls, message: Msg) -> "Delivery":
         place = message.metadata
-        parts = message.subject.split(".")
         sequence = place.sequence.stream
-        return cls(
-            message,
-            _event_id(message) or uuid5(NAMESPACE_URL, f"urn:{place.stream}:{sequence}"),
-            _uuid(parts[-1]),
-            _token(parts[3]) if len(parts) == 5 else "unknown",
-            place.num_delivered,
-            place.stream,
-            sequence,
-        )
+        claim = Claim.of(message.subject, message.data, place.stream, sequence)
+        return cls(message, *claim, place.num_delivered, place.stream, sequence)
 
 
 class Deliverer:
@@ -148,8 +160,8 @@ class Deliverer:
 
     async def _do_again(self, delivery: Delivery, stored: StoredEvent) -> str:
         async with self._database.connection() as connection:
-            before = await error_of_attempt(connection, self.group, delivery.event_id, delivery.number - 1)
-        past = delivery.number - len(self._pauses_s) - 1
+            before = await error_of_attempt(connection, self._durable(delivery), delivery.event_id, delivery.number - 1)
+        past = delivery.number - len(self._pauses_of(delivery)) - 1
         if past == SPARE_DELIVERIES or (past > 0 and before is not None):
             return await self._bury(delivery, "worker_died", _DIED, "every delivery ended without an answer")
         if before in {None, _DIED}:
@@ -165,7 +177,13 @@ class Deliverer:
         async with self._alone:
             async with self._database.connection() as connection:
                 await record_attempt(
-                    connection, self.group, delivery.event_id, delivery.number, _DIED, "ended without an answer", ""
+                    connection,
+                    self._durable(delivery),
+                    delivery.event_id,
+                    delivery.number,
+                    _DIED,
+                    "ended without an answer",
+                    "",
                 )
             return await self._do(delivery, stored)
 
@@ -207,15 +225,24 @@ class Deliverer:
         name, message = type(error).__name__, str(error)
         trace = "".join(traceback.format_exception(error, limit=8))
         async with self._database.connection() as connection:
-            await record_attempt(connection, self.group, delivery.event_id, delivery.number, name, message, trace)
+            await record_attempt(
+                connection, self._durable(delivery), delivery.event_id, delivery.number, name, message, trace
+            )
         log.warning(
             "delivery failed", group=self.group, eventId=str(delivery.event_id), attempt=delivery.number, error=name
         )
-        if delivery.number > len(self._pauses_s):
+        pauses_s = self._pauses_of(delivery)
+        if delivery.number > len(pauses_s):
             return await self._bury(delivery, "attempts_exhausted", name, message)
-        pause_s = self._pauses_s[delivery.number - 1]
+        pause_s = pauses_s[delivery.number - 1]
         await delivery.message.nak(delay=pause_s * random.uniform(1.0, 1.1))
         return "put_off"
+
+    def _durable(self, delivery: Delivery) -> str:
+        return f"{self.group}-replay" if delivery.is_replay else self.group
+
+    def _pauses_of(self, delivery: Delivery) -> Sequence[float]:
+        return REPLAY_PAUSES_S if delivery.is_replay else self._pauses_s
 
     async def _bury(self, delivery: Delivery, reason: str, error: str, message: str) -> str:
         """Write the letter, then terminate: a message must not be gone before its letter stands."""
@@ -235,6 +262,7 @@ class Deliverer:
                 deliveries=delivery.number,
                 stream=delivery.stream,
                 stream_sequence=delivery.stream_sequence,
+                durable=self._durable(delivery),
             )
         await delivery.message.term()
         self._metrics.dead_letters.labels(self.group, reason).inc()
@@ -257,13 +285,13 @@ async def _beat(message: Msg) -> None:
             await message.in_progress()
 
 
-def _event_id(message: Msg) -> UUID | None:
+def _event_id(body: bytes) -> UUID | None:
     """The id in the body: headers are for others."""
     try:
-        body = json.loads(message.data)
+        said = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    return _uuid(body.get("id")) if isinstance(body, dict) else None
+    return _uuid(said.get("id")) if isinstance(said, dict) else None
 
 
 def _uuid(text: object) -> UUID | None:

@@ -14,13 +14,14 @@ import structlog
 
 from adapters.bus_client import BusFailure, bus_client, request
 from adapters.embedded import Addresses, EmbeddedServers
-from adapters.embedded_state import EmbeddedFailure, port_is_free, write_private
+from adapters.embedded_state import EmbeddedFailure, port_is_free
 from adapters.hashing import Hasher
 from adapters.keys import BadKeys, Keys, read_keys, write_keys
 from adapters.mail_sink import MailSink
 from adapters.migrations import migrate
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database, role_of
+from adapters.private_files import write_private
 from adapters.settings import Settings, read_settings
 from handlers.app import GROUPS, serve
 from handlers.operators import NewAdmin, create_admin

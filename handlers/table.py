@@ -6,6 +6,7 @@ from handlers.requests import (
     admin,
     admin_users,
     avatar,
+    dead_letters,
     email_change,
     health,
     me,
@@ -15,6 +16,7 @@ from handlers.requests import (
     second_step,
     sessions,
     sign_in,
+    timeline,
     tokens,
     two_factor,
     unlock,
@@ -36,5 +38,7 @@ HANDLERS: Handlers = {
     **two_factor.HANDLERS,
     **admin.HANDLERS,
     **admin_users.HANDLERS,
+    **timeline.HANDLERS,
+    **dead_letters.HANDLERS,
     **health.HANDLERS,
 }

@@ -121,6 +121,7 @@ async def a_letter(rows: asyncpg.pool.PoolConnectionProxy, user: User, event_id:
         rows, group="email", event_id=event_id, user_id=user.id, event_type="UserRegistered", reason="mail_refused",
         error="Permanent", message=user.email, subject="users.events.v1", body=user.email.encode(),
         headers={"X": user.email}, deliveries=1, stream=EVENTS_STREAM, stream_sequence=uuid4().int % 2**62,
+        durable="email",
     )  # fmt: skip
 
 
@@ -334,7 +335,7 @@ async def test_every_table_that_names_a_user_is_emptied_or_kept_for_a_reason(own
         "user_keys",  # goes first, with the key
         "events", "audit_logs",  # sealed under that key
         "outbox", "relay_heads",  # numbers alone
-        "dead_letters",  # emptied of their content
+        "dead_letters", "replay_items",  # emptied of their content; what was replayed, by ids
         "avatar_leftovers",  # names of objects, removed by their own job
     }  # fmt: skip
     rows = await owner.fetch(

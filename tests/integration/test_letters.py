@@ -3,16 +3,22 @@
 import asyncio
 from uuid import UUID, uuid4
 
-from adapters.inbox import add_letter, record_attempt
+import pytest
+from pydantic import ValidationError
+
+from adapters.inbox import add_letter, mark_done, record_attempt
+from adapters.letters import discard_letters, group_letters, list_letters, restore_letters
 from adapters.postgres import Connection, Database
+from contracts.dead_letters import DiscardLetters, GroupLetters, ListLetters, ReplayLetters, RestoreLetters
 from domain.refusals import Stale
+from tests.builders import NOW
 
 
 async def bury(connection: Connection, event_id: UUID, *, stream: str, text: str = "") -> None:
     await add_letter(
         connection, group="email", event_id=event_id, user_id=None, event_type="UserLogin", reason="unauthentic",
         error="Unauthentic", message=text, subject=f"users.events.{text}", body=text.encode(),
-        headers={f"X-{text}": text}, deliveries=1, stream=stream, stream_sequence=1,
+        headers={f"X-{text}": text}, deliveries=1, stream=stream, stream_sequence=1, durable="email",
     )  # fmt: skip
 
 
@@ -42,3 +48,67 @@ async def test_an_event_and_its_replay_that_die_at_once_are_two_letters(database
         await bury(second, event_id, stream="USER_REPLAYS")
         rows = await second.fetch("SELECT n, stream FROM dead_letters WHERE event_id = $1 ORDER BY n", event_id)
     assert [tuple(row) for row in rows] == [(1, "USER_EVENTS"), (2, "USER_REPLAYS")]
+
+
+SHAPES = [
+    ("450 4.2.1 <ada@example.com>: busy, 12.5 s", "450 4.2.1 <*>: busy, * s"),
+    ("550 5.1.1 no such mailbox", "550 5.1.1 no such mailbox"),
+    ("event 0192f0c1-8d2e-7b5a-9c3d-1e2f3a4b5c6d is gone", "event * is gone"),
+    ("KeyError: 'displayName' at 0x7f3a9c", "KeyError: * at *"),
+    ('"a" and "b" differ', "* and * differ"),
+    ("port 54321 refuses, 3 tries", "port * refuses, 3 tries"),
+    ("sha 9f86d081884c7d659a2feaa0c55ad015", "sha *"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("message", "shape"), SHAPES, ids=lambda text: text[:12] or "none")
+async def test_a_cause_is_what_does_not_differ_from_letter_to_letter(
+    database: Database, message: str, shape: str
+) -> None:
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT letter_shape($1)", message) == shape
+
+
+async def test_letters_of_one_cause_are_counted_together_and_paged_without_a_gap(database: Database) -> None:
+    kind = f"Kind{uuid4().hex[:8]}"
+    async with database.transaction() as connection:  # one transaction: all are written at the same time
+        for number in range(25):
+            await add_letter(
+                connection, group="email", event_id=uuid4(), user_id=uuid4(), event_type=kind, reason="mail_refused",
+                error="Refused", message=f"no {number}{number}{number}{number}", subject="s", body=b"{}", headers={},
+                deliveries=1, stream="USER_EVENTS", stream_sequence=number, durable="email",
+            )  # fmt: skip
+    async with database.connection() as connection:
+        groups = await group_letters(connection, GroupLetters(type=kind))
+        assert [(cause.letters, cause.users, cause.text) for cause in groups.causes] == [(25, 25, "no *")]
+        seen, cursor = [], None
+        while True:
+            letters, pagination = await list_letters(connection, ListLetters(type=kind, limit=10, cursor=cursor))
+            seen += [letter.id for letter in letters]
+            if (cursor := pagination.next_cursor) is None:
+                break
+        assert (len(seen), len(set(seen))) == (25, 25)
+
+
+async def test_a_discarded_letter_whose_event_was_handled_since_stays_closed(database: Database) -> None:
+    event_id = uuid4()
+    async with database.connection() as connection:
+        await bury(connection, event_id, stream="USER_EVENTS")
+        row = await connection.fetchrow("SELECT id FROM dead_letters WHERE event_id = $1", event_id)
+        assert row
+        one = {"ids": [row["id"]], "why": "a test"}
+        assert await discard_letters(connection, DiscardLetters.model_validate(one), at=NOW) == 1
+        assert await discard_letters(connection, DiscardLetters.model_validate(one), at=NOW) == 0
+        await mark_done(connection, "email", {event_id: "sent"})
+        assert await restore_letters(connection, RestoreLetters.model_validate(one), at=NOW) == 0
+
+
+@pytest.mark.parametrize(
+    "named",
+    [{}, {"all": True, "group": "email"}, {"ids": [str(UUID(int=7))], "type": "UserLogin"}],
+    ids=["none", "all", "ids"],
+)
+def test_letters_are_named_in_one_way_of_three(named: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ReplayLetters.model_validate(named)

@@ -1,0 +1,258 @@
+"""Replays: jobs over letters that were fixed when they began, their turns, and what has become of each letter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import uuid_utils.compat as uuid_utils
+
+from adapters.cursors import make_cursor, not_a_cursor, offset_of, pagination, read_cursor, read_time
+from adapters.letters import matching
+from adapters.postgres import Connection
+from adapters.totals import total_of
+from contracts.dead_letters import GetJob, Job, JobItem, ListJobs, ReplayLetters
+from contracts.wire import Pagination
+
+LEASE = timedelta(seconds=20)
+"""How long a job is left to the process that works on it; it renews that all the time."""
+LOST_AFTER = timedelta(seconds=150)
+"""A letter without an answer for so long is sent again if the stream has lost it: past the window in which the server
+takes a second copy for the first, and harmless, since the group does nothing twice."""
+
+_ADD_JOB = "INSERT INTO replay_jobs (id, created_by, asked, rate, careful, created_at) VALUES ($1, $2, $3, $4, $5, $6)"
+
+
+async def begin_job(connection: Connection, asked: ReplayLetters, *, by: UUID, at: datetime) -> tuple[UUID, int]:
+    """In the caller's transaction: fix the letters of a new job; its id and their number."""
+    job_id = uuid_utils.uuid7()
+    filters = asked.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"dry_run"})
+    await connection.execute(_ADD_JOB, job_id, by, filters, asked.rate, not asked.at_once, at)
+    found, values = matching(asked, "dead")
+    n = len(values) + 1
+    done: str = await connection.execute(
+        "INSERT INTO replay_items (job_id, place, letter_id, group_name, event_id, user_id) "
+        f"SELECT ${n}, row_number() OVER (ORDER BY coalesce(e.position, 0), d.created_at, d.id), d.id, d.group_name, "
+        f"d.event_id, d.user_id FROM (SELECT d.* {found} ORDER BY d.created_at, d.id LIMIT ${n + 1}) AS d "
+        "LEFT JOIN events e ON e.id = d.event_id",
+        *values, job_id, asked.limit,
+    )  # fmt: skip
+    total = int(done.rpartition(" ")[2])
+    await connection.execute("UPDATE replay_jobs SET total = $2 WHERE id = $1", job_id, total)
+    return job_id, total
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A job that this process works on for now."""
+
+    job_id: UUID
+    rate: float
+    careful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job has come since it was begun or resumed."""
+
+    left: int
+    """Letters without an outcome, sent or not."""
+    in_flight: int
+    settled: int
+    failed: int
+
+
+_LEASE = """
+UPDATE replay_jobs SET leased_until = now() + $1 WHERE id = (
+    SELECT id FROM replay_jobs WHERE state = 'running' AND leased_until < now()
+    ORDER BY leased_until LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING id, rate, careful"""
+_RENEW = """
+UPDATE replay_jobs j SET leased_until = now() + $2 WHERE id = $1 AND state = 'running'
+RETURNING total - done - failed_again - already_handled - discarded AS left,
+    (SELECT count(*) FROM replay_items i WHERE i.job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL) AS in_flight,
+    done + failed_again + already_handled + discarded - settled_before AS settled,
+    failed_again - failed_before AS failed"""
+
+
+async def lease_job(connection: Connection) -> Turn | None:
+    """A running job that nobody works on, left to the caller for a while."""
+    row = await connection.fetchrow(_LEASE, LEASE)
+    return None if row is None else Turn(row["id"], row["rate"], row["careful"])
+
+
+async def renew_lease(connection: Connection, job_id: UUID) -> Progress | None:
+    """Keep a job for a while longer; None when it runs no more."""
+    row = await connection.fetchrow(_RENEW, job_id, LEASE)
+    return None if row is None else Progress(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class Sendable:
+    """A letter whose turn it is, with what its group was sent at first."""
+
+    place: int
+    letter_id: UUID
+    group: str
+    event_id: UUID
+    user_id: UUID | None
+    event_type: str
+    n: int
+    body: bytes
+    headers: dict[str, str]
+
+
+# What is closed or dealt with needs no sending, nor what was emptied with its erased user; what is no event of ours
+# would only die again, so it stays.
+_SETTLE_UNSENT = """
+UPDATE replay_items i SET ended_at = now(),
+    outcome = CASE WHEN d.state = 'discarded' THEN 'discarded' WHEN d.state = 'dead' AND d.version IS NULL
+        THEN 'failed_again' ELSE 'already_handled' END
+FROM dead_letters d WHERE i.job_id = $1 AND i.outcome IS NULL AND i.sent_at IS NULL AND d.id = i.letter_id
+    AND i.place IN (SELECT place FROM replay_items WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NULL
+        ORDER BY place LIMIT $2)
+    AND (d.state <> 'dead' OR d.version IS NULL OR d.body = '' OR EXISTS (
+        SELECT FROM inbox b WHERE b.group_name = i.group_name AND b.event_id = i.event_id))
+RETURNING i.letter_id, i.outcome, d.version IS NULL AS stays"""
+_NEXT = """
+SELECT i.place, i.letter_id, i.group_name, i.event_id, i.user_id, d.event_type, d.n, d.body, d.headers
+FROM replay_items i JOIN dead_letters d ON d.id = i.letter_id
+WHERE i.job_id = $1 AND i.outcome IS NULL AND i.sent_at IS NULL
+    AND NOT EXISTS (SELECT FROM replay_items e WHERE e.job_id = $1 AND e.user_id = i.user_id AND e.outcome IS NULL
+        AND e.place < i.place AND e.group_name = i.group_name)
+ORDER BY i.place LIMIT $2"""
+_SETTLE_SENT = """
+WITH settled AS (
+    UPDATE replay_items i SET ended_at = now(), outcome = CASE WHEN handled THEN 'done' ELSE 'failed_again' END
+    FROM (
+        SELECT s.place, EXISTS (
+                SELECT FROM inbox b WHERE b.group_name = s.group_name AND b.event_id = s.event_id) AS handled,
+            EXISTS (SELECT FROM dead_letters l WHERE l.group_name = s.group_name AND l.event_id = s.event_id
+                AND l.n > d.n) AS failed
+        FROM replay_items s JOIN dead_letters d ON d.id = s.letter_id
+        WHERE s.job_id = $1 AND s.outcome IS NULL AND s.sent_at IS NOT NULL
+    ) AS seen
+    WHERE i.job_id = $1 AND i.place = seen.place AND i.outcome IS NULL AND (handled OR failed)
+    RETURNING i.letter_id, i.outcome
+)
+SELECT letter_id, outcome, false AS stays FROM settled"""
+_LOST = """
+UPDATE replay_items SET sent_at = NULL
+WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL AND sent_at < now() - $2::interval"""
+_CLOSE = """
+UPDATE dead_letters d SET state_at = now(),
+    state = CASE WHEN s.outcome = 'failed_again' THEN 'failed_again' ELSE 'replayed' END
+FROM unnest($1::uuid[], $2::text[]) AS s (id, outcome) WHERE d.id = s.id AND d.state = 'dead'"""
+
+
+async def settle(connection: Connection, job_id: UUID, *, unsent_max: int) -> list[str]:
+    """In the caller's transaction: note what the group has answered, and close those letters; the new outcomes."""
+    await connection.execute(_LOST, job_id, LOST_AFTER)
+    rows = [
+        *await connection.fetch(_SETTLE_SENT, job_id),
+        *await connection.fetch(_SETTLE_UNSENT, job_id, unsent_max),
+    ]
+    closed = [row for row in rows if row["outcome"] != "discarded" and not row["stays"]]
+    await connection.execute(_CLOSE, [row["letter_id"] for row in closed], [row["outcome"] for row in closed])
+    outcomes = [row["outcome"] for row in rows]
+    await connection.execute(_COUNT, job_id, *(outcomes.count(kind) for kind in _OUTCOMES))
+    return outcomes
+
+
+_OUTCOMES = ("done", "failed_again", "already_handled", "discarded")
+_COUNT = """
+UPDATE replay_jobs SET done = done + $2, failed_again = failed_again + $3, already_handled = already_handled + $4,
+    discarded = discarded + $5
+WHERE id = $1"""
+
+
+async def next_letters(connection: Connection, job_id: UUID, letters_max: int) -> list[Sendable]:
+    """Letters whose turn it is: none of a user's whose earlier one is not settled."""
+    rows = await connection.fetch(_NEXT, job_id, letters_max)
+    return [
+        Sendable(
+            row["place"], row["letter_id"], row["group_name"], row["event_id"], row["user_id"], row["event_type"],
+            row["n"], row["body"], row["headers"],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+async def mark_sent(connection: Connection, job_id: UUID, places: Sequence[int]) -> None:
+    """The stream has them."""
+    await connection.execute(
+        "UPDATE replay_items SET sent_at = now() WHERE job_id = $1 AND place = ANY($2) AND outcome IS NULL",
+        job_id, places,
+    )  # fmt: skip
+
+
+_END = """
+UPDATE replay_jobs SET state = $2, why = $3, ended_at = now() WHERE id = $1 AND state = 'running' RETURNING id"""
+
+
+async def end_job(connection: Connection, job_id: UUID, state: str, why: str | None = None) -> bool:
+    """Done, stopped or cancelled; False when it did not run."""
+    return await connection.fetchval(_END, job_id, state, why) is not None
+
+
+async def resume_job(connection: Connection, job_id: UUID) -> bool:
+    """Let a stopped or cancelled job run on; False when it is neither."""
+    found = await connection.fetchval(
+        "UPDATE replay_jobs SET state = 'running', why = NULL, ended_at = NULL, leased_until = '-infinity', "
+        "settled_before = done + failed_again + already_handled + discarded, failed_before = failed_again "
+        "WHERE id = $1 AND state IN ('stopped', 'cancelled') RETURNING id",
+        job_id,
+    )
+    return found is not None
+
+
+_JOB = """
+SELECT j.id, j.created_by, j.asked, j.rate, j.state, j.why, j.created_at, j.ended_at, j.total, j.done, j.failed_again,
+    j.already_handled, j.discarded, s.sent,
+    j.total - j.done - j.failed_again - j.already_handled - j.discarded - s.sent AS waiting
+FROM replay_jobs j CROSS JOIN LATERAL (
+    SELECT count(*) AS sent FROM replay_items i
+    WHERE i.job_id = j.id AND i.outcome IS NULL AND i.sent_at IS NOT NULL) AS s"""
+
+
+async def job_of(connection: Connection, job_id: UUID) -> Job | None:
+    """A job and how far it has come."""
+    row = await connection.fetchrow(f"{_JOB} WHERE j.id = $1", job_id)
+    return None if row is None else Job.model_validate(dict(row))
+
+
+async def list_jobs(connection: Connection, query: ListJobs) -> tuple[list[Job], Pagination]:
+    """A page of jobs, newest first."""
+    after = _after(query.cursor)
+    beyond = "WHERE (j.created_at, j.id) < ($1::timestamptz, $2::uuid)" if after else ""
+    n = len(after) + 1
+    rows = await connection.fetch(
+        f"{_JOB} {beyond} ORDER BY j.created_at DESC, j.id DESC OFFSET ${n} LIMIT ${n + 1}",
+        *after, offset_of(query), query.limit + 1,
+    )  # fmt: skip
+    counted = await total_of(connection, query, "FROM replay_jobs j", [], rows_read=len(rows))
+    shown, more = rows[: query.limit], len(rows) > query.limit
+    cursor = make_cursor(shown[-1]["created_at"].isoformat(), shown[-1]["id"]) if more else None
+    return [Job.model_validate(dict(row)) for row in shown], pagination(query, counted=counted, next_cursor=cursor)
+
+
+async def items_of(connection: Connection, query: GetJob) -> tuple[list[JobItem], bool]:
+    """Some of a job's letters in the order of their turns; and whether there are more."""
+    wanted = {None: "true", "waiting": "outcome IS NULL"}.get(query.outcome, "outcome = $4")
+    rows: list[asyncpg.Record] = await connection.fetch(
+        "SELECT place, letter_id, event_id, user_id, sent_at, outcome, ended_at FROM replay_items "
+        f"WHERE job_id = $1 AND place > $2 AND {wanted} ORDER BY place LIMIT $3",
+        query.job_id, query.after, query.limit + 1, *([query.outcome] if "$4" in wanted else []),
+    )  # fmt: skip
+    return [JobItem.model_validate(dict(row)) for row in rows[: query.limit]], len(rows) > query.limit
+
+
+def _after(cursor: str | None) -> tuple[datetime, UUID] | tuple[()]:
+    if cursor is None:
+        return ()
+    at, id = read_cursor(cursor, parts=2)
+    try:
+        return read_time(at), UUID(id)
+    except ValueError as error:
+        raise not_a_cursor() from error

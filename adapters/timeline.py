@@ -1,0 +1,131 @@
+"""What has become of events, read together from all tables that know of it."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from adapters.addresses import email_key
+from adapters.postgres import Connection
+from contracts.timeline import GetTimeline, Step
+
+_USER = "SELECT id FROM users WHERE email_key = $1 ORDER BY status = 'deleted' LIMIT 1"
+_EVENTS = """
+SELECT e.id, e.type, e.version, e.aggregate_id, e.occurred_at AS at, e.metadata ->> 'requestId' AS request_id,
+    o.created_at IS NOT NULL AS unsent
+FROM events e LEFT JOIN outbox o ON o.position = e.position
+WHERE {} AND e.occurred_at < coalesce($2::timestamptz, 'infinity') ORDER BY e.position DESC LIMIT $3"""
+_ACTS = """
+SELECT action, success, user_id, request_id, created_at AS at FROM audit_logs
+WHERE {} AND event_id IS NULL AND created_at < coalesce($2::timestamptz, 'infinity')
+ORDER BY created_at DESC LIMIT $3"""
+_OF_REQUEST = "e.metadata ->> 'requestId' = $1", "request_id = $1"
+_OF_USER = "e.aggregate_id = $1", "user_id = $1"
+_DONE = "SELECT event_id, group_name, outcome, done_at AS at FROM inbox WHERE event_id = ANY($1)"
+_ATTEMPTS = """
+SELECT event_id, group_name, attempt, error, message, at FROM delivery_attempts WHERE event_id = ANY($1)
+ORDER BY at DESC LIMIT 1000"""
+_LETTERS = """
+SELECT id, event_id, group_name, reason, error, message, state, state_at, created_at AS at FROM dead_letters
+WHERE event_id = ANY($1) ORDER BY created_at DESC LIMIT 1000"""
+_REPLAYS = """
+SELECT i.event_id, i.group_name, i.outcome, i.letter_id, i.sent_at AS at FROM replay_items i
+WHERE i.letter_id = ANY($1) AND i.sent_at IS NOT NULL ORDER BY i.sent_at DESC LIMIT 1000"""
+
+
+async def timeline_of(
+    connection: Connection, query: GetTimeline, groups: Sequence[str], *, now: datetime
+) -> tuple[list[Step], bool] | None:
+    """The steps in order of time, and whether older ones are left; None for an address that is nobody's."""
+    subject: UUID | str | None = query.request_id or query.user_id
+    if query.email is not None:
+        subject = await connection.fetchval(_USER, email_key(query.email))
+    if subject is None:
+        return None
+    of_events, of_acts = _OF_REQUEST if query.request_id is not None else _OF_USER
+    events = await connection.fetch(_EVENTS.format(of_events), subject, query.before, query.limit + 1)
+    acts = await connection.fetch(_ACTS.format(of_acts), subject, query.before, query.limit + 1)
+    latest = sorted([*events, *acts], key=lambda row: row["at"], reverse=True)
+    shown = latest[: query.limit]
+    steps = [_event(row) if "version" in row.keys() else _act(row) for row in shown]  # noqa: SIM118 - a record
+    steps += await _what_became_of([row for row in shown if "version" in row.keys()], connection, groups, now)  # noqa: SIM118
+    return sorted(steps, key=lambda step: (step.at, step.version or 0)), len(latest) > query.limit
+
+
+async def _what_became_of(
+    events: Sequence[asyncpg.Record], connection: Connection, groups: Sequence[str], now: datetime
+) -> list[Step]:
+    by_id = {row["id"]: row for row in events}
+    ids = list(by_id)
+    done = await connection.fetch(_DONE, ids)
+    attempts = await connection.fetch(_ATTEMPTS, ids)
+    letters = await connection.fetch(_LETTERS, ids)
+    replays = await connection.fetch(_REPLAYS, [row["id"] for row in letters])
+    steps = [_of(by_id, row, "done", row["outcome"]) for row in done]
+    steps += [
+        _of(by_id, row, "failed", f"attempt {row['attempt']}: {row['error']}: {row['message']}") for row in attempts
+    ]
+    steps += [
+        _of(by_id, row, "dead", f"{row['reason']}: {row['error']}: {row['message']}", letter_id=row["id"])
+        for row in letters
+    ]
+    steps += [
+        _of(by_id, row, "replayed", row["outcome"] or "on its way", letter_id=row["letter_id"]) for row in replays
+    ]
+    closed = {(row["event_id"], row["group_name"]) for row in (*done, *letters)}
+    return [*steps, *_waiting(events, groups, closed, attempts, now)]
+
+
+def _waiting(
+    events: Sequence[asyncpg.Record], groups: Sequence[str], closed: set[tuple[UUID, str]],
+    attempts: Sequence[asyncpg.Record], now: datetime,
+) -> Iterator[Step]:  # fmt: skip
+    """What is still to be done with each event, and why it is not done yet."""
+    tried = {(row["event_id"], row["group_name"]): row for row in reversed(attempts)}
+    for event in events:
+        for group in groups:
+            if (event["id"], group) in closed:
+                continue
+            last = tried.get((event["id"], group))
+            why = "it is to be announced first" if event["unsent"] else "the group has not come to it"
+            if last is not None:
+                why = f"to be tried again after attempt {last['attempt']}: {last['error']}: {last['message']}"
+            yield Step(
+                at=now, kind="waiting", text=why, type=event["type"], event_id=event["id"], version=event["version"],
+                group=group, user_id=event["aggregate_id"], request_id=event["request_id"],
+            )  # fmt: skip
+
+
+def _event(row: asyncpg.Record) -> Step:
+    return Step(
+        at=row["at"], kind="event", text=row["type"], type=row["type"], event_id=row["id"], version=row["version"],
+        user_id=row["aggregate_id"], request_id=row["request_id"],
+    )  # fmt: skip
+
+
+def _act(row: asyncpg.Record) -> Step:
+    return Step(
+        at=row["at"], kind="act", text=row["action"], user_id=row["user_id"], request_id=row["request_id"],
+        success=row["success"],
+    )  # fmt: skip
+
+
+def _of(
+    by_id: dict[UUID, asyncpg.Record], row: asyncpg.Record, kind: str, text: str, *, letter_id: UUID | None = None
+) -> Step:
+    event = by_id[row["event_id"]]
+    return Step.model_validate(
+        {
+            "at": row["at"],
+            "kind": kind,
+            "text": text,
+            "type": event["type"],
+            "event_id": event["id"],
+            "version": event["version"],
+            "group": row["group_name"],
+            "letter_id": letter_id,
+            "user_id": event["aggregate_id"],
+            "request_id": event["request_id"],
+        }
+    )

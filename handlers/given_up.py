@@ -1,0 +1,81 @@
+"""Deliveries that the server gave up, because a worker died under each: they become letters all the same.
+
+A delivery whose number is past the attempts becomes a letter before its handler runs; this is the net below that, for
+workers that die before they come to it. The server says so once, to a stream that keeps it until we have read it.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
+
+from adapters.inbox import add_letter, done_among
+from adapters.nats import REPLAYS_STREAM, message_at
+from adapters.postgres import Database
+from domain.refusals import Overloaded, Stale, Unavailable
+from handlers.delivery import Claim
+
+log = structlog.get_logger()
+
+AGAIN_S = 5.0
+
+
+class GivenUp:
+    """Writes the letters that no worker lived long enough to write."""
+
+    def __init__(self, database: Database, client: Client, wake_announcer: Callable[[], None]) -> None:
+        self._database = database
+        self._js = client.jetstream()
+        self._wake_announcer = wake_announcer
+
+    async def deliver(self, message: Msg) -> None:
+        """See one advisory to its end. It is read again later where a server is away."""
+        try:
+            await self._bury(json.loads(message.data))
+        except (Unavailable, Overloaded, Stale, NatsError, TimeoutError, OSError) as error:
+            log.warning("a delivery that was given up waits for its letter", error=type(error).__name__)
+            with suppress(NatsError):
+                await message.nak(delay=AGAIN_S * random.uniform(1, 2))
+            return
+        await message.ack()
+
+    async def _bury(self, advisory: dict[str, object]) -> None:
+        """A letter for what the stream still holds there, unless its group has dealt with it."""
+        stream, sequence = str(advisory["stream"]), int(str(advisory["stream_seq"]))
+        durable, deliveries = str(advisory["consumer"]), int(str(advisory["deliveries"]))
+        given_up = await message_at(self._js, stream, sequence)
+        if given_up is None:
+            log.warning("a message that was given up is gone", stream=stream, sequence=sequence)
+            return
+        group = durable.removesuffix("-replay")
+        claim = Claim.of(given_up.subject or "", given_up.data or b"", stream, sequence)
+        async with self._database.connection() as connection:
+            if not await done_among(connection, group, [claim.event_id]):
+                await add_letter(
+                    connection,
+                    group=group,
+                    event_id=claim.event_id,
+                    user_id=claim.user_id,
+                    event_type=claim.event_type,
+                    reason="worker_died",
+                    error="WorkerDied",
+                    message="every delivery ended without an answer",
+                    subject=given_up.subject or "",
+                    body=given_up.data or b"",
+                    headers=dict(given_up.headers or {}),
+                    deliveries=deliveries,
+                    stream=stream,
+                    stream_sequence=sequence,
+                    durable=durable,
+                )
+                log.error("dead letter", group=group, eventId=str(claim.event_id), reason="worker_died")
+        if stream == REPLAYS_STREAM:
+            with suppress(NotFoundError):
+                await self._js.delete_msg(stream, sequence)  # the queue would hand it to nobody, for ever
+        self._wake_announcer()

@@ -1,0 +1,140 @@
+"""The worker of replays: hands the letters of a job to their group again, at its rate, as far as that goes well.
+
+Any process with the group `jobs` may do it; one at a time works on a job, and goes on where another died.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate
+
+import structlog
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from adapters.nats import require_fits
+from adapters.postgres import Database
+from adapters.replays import (
+    Progress,
+    Sendable,
+    Turn,
+    end_job,
+    lease_job,
+    mark_sent,
+    next_letters,
+    renew_lease,
+    settle,
+)
+from domain.refusals import Overloaded, Stale, Unavailable
+
+log = structlog.get_logger()
+
+POLL_S = 1.0
+BURST_S = 0.5
+"""So much of its rate a replay may save up."""
+STEP_S = 0.1
+PUBLISH_S = 2.0
+IN_FLIGHT_MAX = 256
+SETTLED_MAX = 1000
+STAGES = (1, 10)
+LOOKED_AT = 20
+FAILED_MAX = 10
+"""So many of the last `LOOKED_AT` outcomes may fail; with more of them the group is not well, and the replay stops."""
+
+
+class Replayer:
+    """Works on replays for ever, one at a time."""
+
+    def __init__(self, database: Database, client: Client) -> None:
+        self._database = database
+        self._client = client
+
+    async def run(self) -> None:
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    turn = await lease_job(connection)
+                if turn is not None:
+                    await _Round(self._database, self._client, turn).run()
+                    continue
+            except (Unavailable, Overloaded, Stale, NatsError, TimeoutError, OSError) as error:
+                log.warning("replays wait", error=type(error).__name__)
+            await asyncio.sleep(POLL_S)
+
+
+class _Round:
+    """One process' work on one job: what it sends, and what it sees come of it."""
+
+    def __init__(self, database: Database, client: Client, turn: Turn) -> None:
+        self._database = database
+        self._client = client
+        self._js = client.jetstream()
+        self._turn = turn
+        self._latest: deque[str] = deque(maxlen=LOOKED_AT)
+        self._burst_s = max(BURST_S, 1.01 / turn.rate)
+        self._paid_until = time.monotonic()
+
+    async def run(self) -> None:
+        """Until the job has ended, or is another's."""
+        while True:
+            if not await self._step():
+                return
+            await asyncio.sleep(STEP_S)
+
+    async def _step(self) -> bool:
+        """Note what has come of what was sent, and send what may be sent now; False when there is no more to do."""
+        job_id = self._turn.job_id
+        async with self._database.transaction() as connection:
+            self._latest.extend(await settle(connection, job_id, unsent_max=SETTLED_MAX))
+            progress = await renew_lease(connection, job_id)
+            if progress is None:
+                return False
+            ending = self._ending(progress)
+            if ending is not None:
+                await end_job(connection, job_id, *ending)
+                log.info("replay ended", jobId=str(job_id), state=ending[0], why=ending[1])
+                return False
+            letters = await next_letters(connection, job_id, self._room(progress))
+        if letters:
+            await self._send(letters)
+        return True
+
+    def _ending(self, progress: Progress) -> tuple[str, str | None] | None:
+        """The state in which the job ends now, and why; None while it goes on."""
+        failed = self._latest.count("failed_again")
+        if self._turn.careful and progress.failed and progress.settled <= sum(STAGES):
+            return "stopped", f"{progress.failed} of the first {progress.settled} failed again"
+        if failed > FAILED_MAX:
+            return "stopped", f"{failed} of the last {len(self._latest)} failed again"
+        return ("done", None) if progress.left == 0 else None
+
+    def _room(self, progress: Progress) -> int:
+        """How many may be sent now: by the stage, by what is on its way, and by the rate."""
+        open_max = IN_FLIGHT_MAX
+        if self._turn.careful:
+            reached = next((ends for ends in accumulate(STAGES) if progress.settled < ends), None)
+            open_max = IN_FLIGHT_MAX if reached is None else reached - progress.settled
+        now = time.monotonic()
+        self._paid_until = max(self._paid_until, now - self._burst_s)
+        return max(0, min(open_max - progress.in_flight, int((now - self._paid_until) * self._turn.rate)))
+
+    async def _send(self, letters: Sequence[Sendable]) -> None:
+        """All at once: before the one whose turn it is, nothing of its user's is open."""
+        self._paid_until += len(letters) / self._turn.rate
+        sent = await asyncio.gather(*(self._publish(letter) for letter in letters))
+        async with self._database.connection() as connection:
+            await mark_sent(connection, self._turn.job_id, [place for place in sent if place is not None])
+
+    async def _publish(self, letter: Sendable) -> int | None:
+        """To its group alone; the letter's place once the stream has it."""
+        subject = f"users.replay.{letter.group}.{letter.event_type}.{letter.user_id or 'unknown'}"
+        kept = {name: value for name, value in letter.headers.items() if not name.lower().startswith("nats-")}
+        headers = kept | {"Nats-Msg-Id": f"{letter.event_id}:r{letter.n}", "Dead-Letter-Id": str(letter.letter_id)}
+        try:
+            require_fits(self._client, letter.body, headers)
+            await self._js.publish(subject, letter.body, timeout=PUBLISH_S, headers=headers)
+        except (NatsError, TimeoutError, OSError) as error:
+            log.warning("a letter waits to be replayed", letterId=str(letter.letter_id), error=type(error).__name__)
+            return None
+        return letter.place

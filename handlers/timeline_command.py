@@ -1,0 +1,55 @@
+"""`user-service timeline …`: what has become of a user, a mail or a request, for the one who was asked about it."""
+
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from handlers.letter_commands import Token
+from handlers.own_session import operator_on
+from handlers.terminal import AsJson, ReadyFile, nats_url_of, run_to_end
+
+
+def timeline(
+    of: Annotated[str, typer.Argument(metavar="EMAIL|ID|REQUEST-ID", help="A user by address or id, or a request.")],
+    before: Annotated[str | None, typer.Option(help="Only what happened before that time (RFC 3339).")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Of the latest so many events and acts.")] = 50,
+    token: Token = None, as_json: AsJson = False, ready_file: ReadyFile = None,
+) -> None:  # fmt: skip
+    """Show request, event, and what each group made of it, in order of time; what still waits, and why, at the end."""
+
+    async def work() -> None:
+        async with operator_on(nats_url_of(ready_file), token) as operator:
+            asked: dict[str, object] = {"limit": limit, "before": before}
+            if "@" in of:
+                reply = await operator.call("admin.timeline.get", asked | {"email": of})
+            else:
+                reply = await operator.call("admin.timeline.get", asked | _named(of))
+                if not reply["data"] and "userId" in _named(of):  # ids of requests may look like those of users
+                    reply = await operator.call("admin.timeline.get", asked | {"requestId": of})
+        if as_json:
+            typer.echo(json.dumps(reply, ensure_ascii=False))
+            return
+        for step in reply["data"]:
+            typer.echo(_line(step))
+        if reply["pagination"]["hasNext"]:
+            typer.echo(f"older: --before {reply['data'][0]['at']}")
+
+    run_to_end(work())
+
+
+def _named(of: str) -> dict[str, object]:
+    try:
+        return {"userId": str(UUID(of))}
+    except ValueError:
+        return {"requestId": of}
+
+
+def _line(step: dict[str, Any]) -> str:
+    what = f"v{step['version']} {step['type']}" if step["version"] else f"request {step['requestId']}"
+    where = f" [{step['group']}]" if step["group"] else ""
+    letter = f"  letter {step['letterId']}" if step["letterId"] else ""
+    failed = "  (refused)" if step["success"] is False else ""
+    text = "" if step["kind"] == "event" else f"  {step['text']}"
+    return f"{step['at']}  {step['kind']:8}{where}  {what}{text}{failed}{letter}"
