@@ -21,7 +21,7 @@ def login(
         async with operator_on(nats_url_of(ready_file), None) as operator:
             asked = {"email": address, "password": password}
             data = (await operator.ask("auth.login", asked, None))["data"]
-            if data["twoFactorRequired"]:
+            if data.get("twoFactorRequired"):
                 data = await _second_step(operator, data["challengeToken"])
             keep_session(operator.server, data["tokens"])
             typer.echo(f"signed in as {address} ({data['user']['role']})")

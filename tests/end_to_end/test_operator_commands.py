@@ -1,0 +1,38 @@
+"""What an operator types: signed in once, letters and timelines are looked at as whoever signed in."""
+
+import json
+from pathlib import Path
+
+from tests.gateway import Gateway, new_email
+from tests.program import Dev, command
+
+
+async def test_an_operator_signs_in_looks_and_signs_out(dev: Dev, client: Gateway, tmp_path: Path) -> None:
+    at, home = ("--ready-file", str(dev.ready_file)), {"XDG_CONFIG_HOME": str(tmp_path)}
+    await client.register(email := new_email())
+    await client.mail_to(email, "verify-email")
+    assert (await command("timeline", email, *at, env=home))[0] == 1, "nobody is signed in yet"
+    code, out, err = await command("login", *at, env=home)
+    assert (code, out) == (0, f"signed in as {dev.ready['admin']['email']} (admin)\n"), err
+    kept = tmp_path / "user-service" / "sessions.json"
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+    code, out, err = await command("timeline", email, *at, env=home)
+    assert code == 0, err
+    assert "v1 UserRegistered" in out
+    assert "sent" in out
+    for words in (("groups",), ("list",), ("jobs", "list"), ("replay", "--group", "nobody", "--dry-run")):
+        code, out, err = await command("dead-letters", *words, *at, "--json", env=home)
+        assert (words, code) == (words, 0), err
+        assert json.loads(out)
+    code, _, err = await command("dead-letters", "discard", "--why", "a test", *at, env=home)
+    assert (code, "VALIDATION_ERROR" in err) == (1, True), err
+    code, _, err = await command("dead-letters", "show", "0192f0c1-8d2e-7b5a-9c3d-1e2f3a4b5c6d", *at, env=home)
+    assert (code, "NOT_FOUND" in err) == (1, True), err
+
+    sessions = json.loads(kept.read_text())
+    (server,) = sessions
+    kept.write_text(json.dumps({server: sessions[server] | {"accessToken": "a.b.c"}}))
+    assert (await command("dead-letters", "list", *at, env=home))[0] == 0, "an access token that is over is renewed"
+    assert (await command("logout", *at, env=home))[0] == 0
+    assert (await command("dead-letters", "list", *at, env=home))[0] == 1
