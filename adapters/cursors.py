@@ -7,6 +7,7 @@ import base64
 import json
 from datetime import datetime
 from typing import Protocol
+from uuid import UUID
 
 from contracts.wire import Pagination
 from domain.refusals import Fault, InvalidInput
@@ -66,6 +67,17 @@ def read_cursor(cursor: str, *, parts: int) -> list[str]:
     if not isinstance(place, list) or len(place) != parts or not all(_is_plain(part) for part in place):
         raise not_a_cursor()
     return place
+
+
+def time_and_id(cursor: str | None) -> tuple[datetime, UUID] | tuple[()]:
+    """Where a page ended of a list in order of time and id; nothing for the first page."""
+    if cursor is None:
+        return ()
+    at, id = read_cursor(cursor, parts=2)
+    try:
+        return read_time(at), UUID(id)
+    except ValueError as error:
+        raise not_a_cursor() from error
 
 
 def read_time(text: str) -> datetime:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
-from adapters.cursors import make_cursor, not_a_cursor, offset_of, pagination, read_cursor, read_time
+from adapters.cursors import make_cursor, offset_of, pagination, time_and_id
 from adapters.postgres import Connection
 from adapters.totals import total_of
 from contracts.dead_letters import (
@@ -96,7 +96,7 @@ SELECT state, count(*) AS letters FROM dead_letters WHERE state IN ('dead', 'hel
 async def list_letters(connection: Connection, query: ListLetters) -> tuple[list[Letter], Pagination]:
     """A page of letters, newest first, by page number or by the cursor of the page before."""
     found, values = matching(query, query.state)
-    after = _after(query.cursor)
+    after = time_and_id(query.cursor)
     n = len(values) + 1
     beyond = f"AND (d.created_at, d.id) < (${n}::timestamptz, ${n + 1}::uuid)" if after else ""
     n += len(after)
@@ -208,13 +208,3 @@ def _as_text(body: bytes) -> str | None:
 def _trace_id(traceparent: str | None) -> str | None:
     parts = (traceparent or "").split("-")
     return parts[1] if len(parts) == 4 else None
-
-
-def _after(cursor: str | None) -> tuple[datetime, UUID] | tuple[()]:
-    if cursor is None:
-        return ()
-    at, id = read_cursor(cursor, parts=2)
-    try:
-        return read_time(at), UUID(id)
-    except ValueError as error:
-        raise not_a_cursor() from error

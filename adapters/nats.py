@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +39,8 @@ REPLAYS_STREAM = "USER_REPLAYS"
 ADVISORIES_STREAM = "USER_ADVISORIES"
 _GIVEN_UP = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
 EVENT_GROUPS = ("email", "audit", "cache")
+TAKING_GROUPS = (*EVENT_GROUPS, "jobs")
+"""Those that take messages from a durable."""
 INVALIDATE = "users.invalidate"
 INBOX_PREFIX = "_INBOX.worker"
 CONNECT_S = 5
@@ -287,20 +289,22 @@ class Durable:
     subject: str
 
 
-def durables(groups: Sequence[str]) -> list[Durable]:
-    """Two for each group."""
-    return [
+GIVEN_UP = Durable("jobs", ADVISORIES_STREAM, "given-up", f"{_GIVEN_UP}.>")
+"""Where the group `jobs` hears of deliveries that the server gave up."""
+
+
+def durables(groups: Collection[str]) -> list[Durable]:
+    """Two for each group of events, and that of `jobs`."""
+    of_events = [
         durable
         for group in groups
+        if group in EVENT_GROUPS
         for durable in (
             Durable(group, EVENTS_STREAM, group, "users.events.v1.>"),
             Durable(group, REPLAYS_STREAM, f"{group}-replay", f"users.replay.{group}.>"),
         )
     ]
-
-
-GIVEN_UP = Durable("jobs", ADVISORIES_STREAM, "given-up", f"{_GIVEN_UP}.>")
-"""Where the group `jobs` hears of deliveries that the server gave up."""
+    return [*of_events, *([GIVEN_UP] if GIVEN_UP.group in groups else [])]
 
 
 def consumer_config(settings: Settings, durable: Durable) -> ConsumerConfig:
@@ -330,7 +334,7 @@ async def provision(js: JetStreamContext, settings: Settings, groups: Sequence[s
     async with asyncio.timeout(20):
         for config in stream_configs(settings):
             await _ensure_stream(js, config)
-        for durable in (*durables(groups), GIVEN_UP):
+        for durable in durables(groups):
             await _ensure_consumer(js, durable.stream, consumer_config(settings, durable))
     for difference in await differences(js, settings, groups):
         log.error("jetstream differs", what=difference.what, wanted=difference.wanted, found=difference.found)
@@ -367,7 +371,7 @@ async def differences(js: JetStreamContext, settings: Settings, groups: Sequence
             found += _stream_differences(config, (await js.stream_info(str(config.name))).config)
         except NotFoundError:
             found.append(Difference(f"stream {config.name}", "present", "missing"))
-    for durable in (*durables(groups), GIVEN_UP):
+    for durable in durables(groups):
         wanted = consumer_config(settings, durable)
         try:
             found += _consumer_differences(wanted, (await js.consumer_info(durable.stream, durable.name)).config)

@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import uuid_utils.compat as uuid_utils
 
-from adapters.cursors import make_cursor, not_a_cursor, offset_of, pagination, read_cursor, read_time
+from adapters.cursors import make_cursor, offset_of, pagination, time_and_id
 from adapters.letters import matching
 from adapters.postgres import Connection
 from adapters.totals import total_of
@@ -153,6 +153,8 @@ async def settle(connection: Connection, job_id: UUID, *, unsent_max: int) -> li
         *await connection.fetch(_SETTLE_SENT, job_id),
         *await connection.fetch(_SETTLE_UNSENT, job_id, unsent_max),
     ]
+    if not rows:
+        return []
     closed = [row for row in rows if row["outcome"] != "discarded" and not row["stays"]]
     await connection.execute(_CLOSE, [row["letter_id"] for row in closed], [row["outcome"] for row in closed])
     outcomes = [row["outcome"] for row in rows]
@@ -224,7 +226,7 @@ async def job_of(connection: Connection, job_id: UUID) -> Job | None:
 
 async def list_jobs(connection: Connection, query: ListJobs) -> tuple[list[Job], Pagination]:
     """A page of jobs, newest first."""
-    after = _after(query.cursor)
+    after = time_and_id(query.cursor)
     beyond = "WHERE (j.created_at, j.id) < ($1::timestamptz, $2::uuid)" if after else ""
     n = len(after) + 1
     rows = await connection.fetch(
@@ -246,13 +248,3 @@ async def items_of(connection: Connection, query: GetJob) -> tuple[list[JobItem]
         query.job_id, query.after, query.limit + 1, *([query.outcome] if "$4" in wanted else []),
     )  # fmt: skip
     return [JobItem.model_validate(dict(row)) for row in rows[: query.limit]], len(rows) > query.limit
-
-
-def _after(cursor: str | None) -> tuple[datetime, UUID] | tuple[()]:
-    if cursor is None:
-        return ()
-    at, id = read_cursor(cursor, parts=2)
-    try:
-        return read_time(at), UUID(id)
-    except ValueError as error:
-        raise not_a_cursor() from error

@@ -46,10 +46,11 @@ async def timeline_of(
     of_events, of_acts = _OF_REQUEST if query.request_id is not None else _OF_USER
     events = await connection.fetch(_EVENTS.format(of_events), subject, query.before, query.limit + 1)
     acts = await connection.fetch(_ACTS.format(of_acts), subject, query.before, query.limit + 1)
-    latest = sorted([*events, *acts], key=lambda row: row["at"], reverse=True)
+    found = [*((row, _event) for row in events), *((row, _act) for row in acts)]
+    latest = sorted(found, key=lambda one: one[0]["at"], reverse=True)
     shown = latest[: query.limit]
-    steps = [_event(row) if "version" in row.keys() else _act(row) for row in shown]  # noqa: SIM118 - a record
-    steps += await _what_became_of([row for row in shown if "version" in row.keys()], connection, groups, now)  # noqa: SIM118
+    steps = [step_of(row) for row, step_of in shown]
+    steps += await _what_became_of([row for row, step_of in shown if step_of is _event], connection, groups, now)
     return sorted(steps, key=lambda step: (step.at, step.version or 0)), len(latest) > query.limit
 
 

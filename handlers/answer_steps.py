@@ -6,7 +6,7 @@ import random
 
 import structlog
 
-from adapters.hash_costs import dearest_ms, forget_unused
+from adapters.hash_costs import dearest_ms
 from adapters.postgres import Database
 from contracts.operations import Even, Operation
 from domain.refusals import Overloaded, Stale, Unavailable
@@ -51,7 +51,6 @@ class AnswerSteps:
             try:
                 async with database.connection() as connection:
                     self.dearest_s = await dearest_ms(connection) / 1000
-                    await forget_unused(connection)
             except (Unavailable, Overloaded, Stale) as error:
                 log.warning("what hashes cost is not known anew", error=type(error).__name__)
             await asyncio.sleep(READ_S * random.uniform(0.5, 1))

@@ -25,7 +25,7 @@ from adapters.keys import BadKeys, Keys
 from adapters.limits import Limits
 from adapters.mail_caps import MailCaps
 from adapters.migrations import require_current
-from adapters.nats import EVENT_GROUPS, GIVEN_UP, AnsweringClient, close, connect, durables, provision
+from adapters.nats import EVENT_GROUPS, TAKING_GROUPS, AnsweringClient, close, connect, durables, provision
 from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
 from adapters.pictures import Pictures
@@ -166,7 +166,7 @@ async def _build(
     gaps = Gaps(metrics)
     bus = await connect(settings, name="events", on_closed=on_closed, on_gap=gaps.happened)
     stack.push_async_callback(close, bus)
-    await provision(bus.jetstream(), settings, EVENT_GROUPS)
+    await provision(bus.jetstream(), settings, TAKING_GROUPS)
     personal = PersonalData(keys)
     relay = Relay(database, bus, personal, metrics, fence=settings.relay_fence)
     return Means(
@@ -228,10 +228,10 @@ async def _start_events(
         return _nothing
     client = await connect(means.settings, name="groups", on_closed=on_closed)
     stack.push_async_callback(close, client)
-    deliverers = _deliverers(stack, loops, means, wanted)
-    takers = [Taker(client, durable, deliverers[durable.group].deliver) for durable in durables(wanted)]
+    deliver = {group: taking.deliver for group, taking in _deliverers(stack, loops, means, wanted).items()}
     if "jobs" in groups:
-        takers.append(Taker(client, GIVEN_UP, GivenUp(means.database, client, means.announcer.wake).deliver))
+        deliver["jobs"] = GivenUp(means.database, client, means.announcer.wake).deliver
+    takers = [Taker(client, durable, deliver[durable.group]) for durable in durables(deliver)]
     for taker in takers:
         await taker.start()
         loops.start(taker.run(), taker.durable.name)

@@ -77,6 +77,7 @@ class Delivery:
     user_id: UUID | None
     event_type: str
     number: int
+    durable: str
     stream: str
     stream_sequence: int
 
@@ -89,7 +90,7 @@ class Delivery:
         place = message.metadata
         sequence = place.sequence.stream
         claim = Claim.of(message.subject, message.data, place.stream, sequence)
-        return cls(message, *claim, place.num_delivered, place.stream, sequence)
+        return cls(message, *claim, place.num_delivered, place.consumer, place.stream, sequence)
 
 
 class Deliverer:
@@ -160,7 +161,7 @@ class Deliverer:
 
     async def _do_again(self, delivery: Delivery, stored: StoredEvent) -> str:
         async with self._database.connection() as connection:
-            before = await error_of_attempt(connection, self._durable(delivery), delivery.event_id, delivery.number - 1)
+            before = await error_of_attempt(connection, delivery.durable, delivery.event_id, delivery.number - 1)
         past = delivery.number - len(self._pauses_of(delivery)) - 1
         if past == SPARE_DELIVERIES or (past > 0 and before is not None):
             return await self._bury(delivery, "worker_died", _DIED, "every delivery ended without an answer")
@@ -178,7 +179,7 @@ class Deliverer:
             async with self._database.connection() as connection:
                 await record_attempt(
                     connection,
-                    self._durable(delivery),
+                    delivery.durable,
                     delivery.event_id,
                     delivery.number,
                     _DIED,
@@ -225,9 +226,7 @@ class Deliverer:
         name, message = type(error).__name__, str(error)
         trace = "".join(traceback.format_exception(error, limit=8))
         async with self._database.connection() as connection:
-            await record_attempt(
-                connection, self._durable(delivery), delivery.event_id, delivery.number, name, message, trace
-            )
+            await record_attempt(connection, delivery.durable, delivery.event_id, delivery.number, name, message, trace)
         log.warning(
             "delivery failed", group=self.group, eventId=str(delivery.event_id), attempt=delivery.number, error=name
         )
@@ -237,9 +236,6 @@ class Deliverer:
         pause_s = pauses_s[delivery.number - 1]
         await delivery.message.nak(delay=pause_s * random.uniform(1.0, 1.1))
         return "put_off"
-
-    def _durable(self, delivery: Delivery) -> str:
-        return f"{self.group}-replay" if delivery.is_replay else self.group
 
     def _pauses_of(self, delivery: Delivery) -> Sequence[float]:
         return REPLAY_PAUSES_S if delivery.is_replay else self._pauses_s
@@ -262,7 +258,7 @@ class Deliverer:
                 deliveries=delivery.number,
                 stream=delivery.stream,
                 stream_sequence=delivery.stream_sequence,
-                durable=self._durable(delivery),
+                durable=delivery.durable,
             )
         await delivery.message.term()
         self._metrics.dead_letters.labels(self.group, reason).inc()

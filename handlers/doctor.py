@@ -16,7 +16,7 @@ from adapters.breached_passwords import BadList, BreachedPasswords
 from adapters.bus_client import BusFailure, bus_client
 from adapters.keys import BadKeys, read_keys
 from adapters.migrations import MigrationRefused, status
-from adapters.nats import EVENT_GROUPS, differences
+from adapters.nats import TAKING_GROUPS, differences
 from adapters.redis import Redis, RedisAway
 from adapters.server_urls import where
 from adapters.settings import Settings, advice_for, unknown_variables, variable_of
@@ -233,7 +233,7 @@ async def _streams(client: Client, settings: Settings) -> list[Finding]:
     advice = "start `user-service run`: it makes and mends streams and consumers; see who changes them by hand"
     try:
         async with asyncio.timeout(WAIT_S):
-            found = await differences(client.jetstream(), settings, EVENT_GROUPS)
+            found = await differences(client.jetstream(), settings, TAKING_GROUPS)
     except (NatsError, TimeoutError) as error:
         advice = "enable JetStream in the server, and use a user who may ask for it: NATS_URL names the worker"
         return [Finding("jetstream", False, _said(error), advice)]

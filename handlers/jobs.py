@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from adapters.hash_costs import forget_unused
 from adapters.postgres import Connection, Database
 from domain.refusals import Overloaded, Stale, Unavailable
 
@@ -49,6 +50,8 @@ async def clear_once(database: Database) -> None:
     """One round: of each kind as many rows as a bounded number of steps allow."""
     for statement in _CLEARING.split(";"):
         await _clear(database, statement)
+    async with database.connection() as connection:
+        await forget_unused(connection)
 
 
 async def keep_current(database: Database, what: str, seal_anew: Callable[[Connection, int], Awaitable[int]]) -> None:

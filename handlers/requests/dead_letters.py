@@ -1,5 +1,7 @@
 """What operators do with dead letters: look, replay, discard, restore. Every act and every look is an audit row."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -112,26 +114,25 @@ async def jobs_get(ctx: Context, call: Call, request: GetJob) -> JobShown:
 
 async def jobs_cancel(ctx: Context, call: Call, request: CancelJob) -> JobChanged:
     """Send no more of a replay."""
-    async with ctx.unit_of_work(call) as work:
-        await require_permission(ctx, work.connection, call)
-        ended = await end_job(work.connection, request.job_id, "cancelled")
-        reply = JobChanged(job=await _job(work.connection, request.job_id))
-        if not ended:
-            raise StateConflict
-        await work.audit(_act(ctx, "replay_cancelled", request))
-        await work.commit(reply)
-    return reply
+    return await _change_job(ctx, call, request, partial(end_job, state="cancelled"), "replay_cancelled")
 
 
 async def jobs_resume(ctx: Context, call: Call, request: ResumeJob) -> JobChanged:
     """Go on with what is left of a replay."""
+    return await _change_job(ctx, call, request, resume_job, "replay_resumed")
+
+
+async def _change_job(
+    ctx: Context, call: Call, request: CancelJob | ResumeJob, change: Callable[[Connection, UUID], Awaitable[bool]],
+    action: str,
+) -> JobChanged:  # fmt: skip
     async with ctx.unit_of_work(call) as work:
         await require_permission(ctx, work.connection, call)
-        resumed = await resume_job(work.connection, request.job_id)
+        changed = await change(work.connection, request.job_id)
         reply = JobChanged(job=await _job(work.connection, request.job_id))
-        if not resumed:
+        if not changed:
             raise StateConflict
-        await work.audit(_act(ctx, "replay_resumed", request))
+        await work.audit(_act(ctx, action, request))
         await work.commit(reply)
     return reply
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +34,16 @@ class Ward:
         return NOT_NOW.format(envelope.rcpt_tos[-1] if envelope.rcpt_tos else "", self._asked)
 
 
+@asynccontextmanager
+async def mail_server(ward: Ward) -> AsyncIterator[MailServer]:
+    server = MailServer(on_rcpt=ward.on_rcpt)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
 async def letters_stand(house: House, ledger: Ledger, count: int) -> None:
     async with database(house.ready) as rows, asyncio.timeout(30):
         while (
@@ -60,60 +72,49 @@ async def of_user(client: Gateway, access: str, ledger: Ledger, email: str) -> l
 
 async def test_a_paged_operator_finds_the_cause_and_has_every_mail_sent_once(house: House) -> None:
     wanted, ledger, ward, began = emails(20), Ledger(), Ward(), datetime.now(UTC).isoformat()
-    server = MailServer(on_rcpt=ward.on_rcpt)
-    await server.start()
-    try:
-        async with house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
-            await ledger.register(client, wanted, at_once=5)
-            await letters_stand(house, ledger, 20)
-            admin = await client.admin()
-            since: dict[str, Any] = {"from": began, "type": "EmailVerificationRequested"}
-            (cause,) = (await client.call("admin.dead-letters.groups", access=admin, **since)).data["causes"]
-            assert (cause["group"], cause["letters"], cause["users"]) == ("email", 20, 20)
-            assert "450 4.2.1 the mailbox *** is busy, try again in * s" in cause["text"]
-            which = since | {"cause": cause["cause"]}
-            listed = await client.call("admin.dead-letters.list", access=admin, limit=7, **which)
-            assert (listed.body["pagination"]["total"], len(listed.data)) == (20, 7)
-            shown = await client.call("admin.dead-letters.get", access=admin, letterId=listed.data[0]["id"])
-            letter = shown.data["letter"]
-            assert [attempt["attempt"] for attempt in letter["attempts"]] == [1, 2]
-            assert json.loads(letter["bodyText"])["id"] == letter["eventId"]
+    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
+        await ledger.register(client, wanted, at_once=5)
+        await letters_stand(house, ledger, 20)
+        admin = await client.admin()
+        since: dict[str, Any] = {"from": began, "type": "EmailVerificationRequested"}
+        (cause,) = (await client.call("admin.dead-letters.groups", access=admin, **since)).data["causes"]
+        assert (cause["group"], cause["letters"], cause["users"]) == ("email", 20, 20)
+        assert "450 4.2.1 the mailbox *** is busy, try again in * s" in cause["text"]
+        which = since | {"cause": cause["cause"]}
+        listed = await client.call("admin.dead-letters.list", access=admin, limit=7, **which)
+        assert (listed.body["pagination"]["total"], len(listed.data)) == (20, 7)
+        shown = await client.call("admin.dead-letters.get", access=admin, letterId=listed.data[0]["id"])
+        letter = shown.data["letter"]
+        assert [attempt["attempt"] for attempt in letter["attempts"]] == [1, 2]
+        assert json.loads(letter["bodyText"])["id"] == letter["eventId"]
 
-            dry = await client.call(
-                "admin.dead-letters.replay", access=admin, cause=cause["cause"], dryRun=True, **since
-            )
-            assert (dry.data["jobId"], dry.data["matched"], len(dry.data["sample"])) == (None, 20, 5)
-            too_soon = await client.call("admin.dead-letters.replay", access=admin, **which)
-            stopped = await ended(client, admin, too_soon.data["jobId"])
-            assert (stopped["state"], stopped["failedAgain"], stopped["waiting"]) == ("stopped", 1, 19)
-            assert len(server.received) == 0
+        dry = await client.call("admin.dead-letters.replay", access=admin, cause=cause["cause"], dryRun=True, **since)
+        assert (dry.data["jobId"], dry.data["matched"], len(dry.data["sample"])) == (None, 20, 5)
+        too_soon = await client.call("admin.dead-letters.replay", access=admin, **which)
+        stopped = await ended(client, admin, too_soon.data["jobId"])
+        assert (stopped["state"], stopped["failedAgain"], stopped["waiting"]) == ("stopped", 1, 19)
+        assert len(server.received) == 0
 
-            ward.healed = True
-            begun = await client.call(
-                "admin.dead-letters.replay", access=admin, cause=cause["cause"], rate=200, **since
-            )
-            job = await ended(client, admin, begun.data["jobId"])
-            assert (job["state"], job["done"], job["total"]) == ("done", 20, 20)
-            resumed = await client.call("admin.dead-letters.jobs.resume", access=admin, jobId=too_soon.data["jobId"])
-            assert resumed.ok
-            over = await ended(client, admin, too_soon.data["jobId"])
-            assert (over["state"], over["alreadyHandled"], over["failedAgain"]) == ("done", 19, 1)
-            none = await client.call("admin.dead-letters.groups", access=admin, **since)
-            assert none.data["causes"] == []
-            log = await client.call("admin.audit-logs.list", access=admin, action="dead_letters_replayed")
-            me = (await client.call("me.get", access=admin)).data["user"]["id"]
-            assert [entry["details"]["count"] for entry in log.data[:3]] == [20, 20, 20]
-            assert {entry["actorId"] for entry in log.data[:3]} == {me}
-    finally:
-        await server.stop()
+        ward.healed = True
+        begun = await client.call("admin.dead-letters.replay", access=admin, cause=cause["cause"], rate=200, **since)
+        job = await ended(client, admin, begun.data["jobId"])
+        assert (job["state"], job["done"], job["total"]) == ("done", 20, 20)
+        resumed = await client.call("admin.dead-letters.jobs.resume", access=admin, jobId=too_soon.data["jobId"])
+        assert resumed.ok
+        over = await ended(client, admin, too_soon.data["jobId"])
+        assert (over["state"], over["alreadyHandled"], over["failedAgain"]) == ("done", 19, 1)
+        none = await client.call("admin.dead-letters.groups", access=admin, **since)
+        assert none.data["causes"] == []
+        log = await client.call("admin.audit-logs.list", access=admin, action="dead_letters_replayed")
+        me = (await client.call("me.get", access=admin)).data["user"]["id"]
+        assert [entry["details"]["count"] for entry in log.data[:3]] == [20, 20, 20]
+        assert {entry["actorId"] for entry in log.data[:3]} == {me}
     assert sorted(address for to, _ in server.received for address in to if address in wanted) == sorted(wanted)
 
 
 async def test_a_killed_replay_goes_on_where_it_was_and_repeats_nothing(house: House) -> None:
     wanted, ledger, ward, began = emails(60), Ledger(), Ward(), datetime.now(UTC).isoformat()
-    server = MailServer(on_rcpt=ward.on_rcpt)
-    await server.start()
-    try:
+    async with mail_server(ward) as server:
         async with house.run(SMTP_URL=server.url, **QUICK) as run, house.gateway() as client:
             await ledger.register(client, wanted, at_once=10)
             await letters_stand(house, ledger, 60)
@@ -129,8 +130,6 @@ async def test_a_killed_replay_goes_on_where_it_was_and_repeats_nothing(house: H
             job = await ended(client, await client.admin(), begun.data["jobId"])
             assert job["state"] == "done"
             assert job["done"] + job["alreadyHandled"] == 60
-    finally:
-        await server.stop()
     received = [address for to, _ in server.received for address in to if address in ledger.user_ids]
     assert set(received) == set(wanted)
     # Handed to the mail server right before the kill, and not written down yet: at most those in work then.
@@ -139,56 +138,46 @@ async def test_a_killed_replay_goes_on_where_it_was_and_repeats_nothing(house: H
 
 async def test_a_users_letters_are_replayed_in_their_order_and_others_do_not_wait(house: House) -> None:
     wanted, ledger, ward = emails(3), Ledger(), Ward()
-    server = MailServer(on_rcpt=ward.on_rcpt)
-    await server.start()
-    try:
-        async with house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
-            await ledger.register(client, wanted, at_once=1)
-            for email in wanted:
-                assert (await client.call("auth.resend-verification", email=email)).ok
-            await letters_stand(house, ledger, 6)
-            ward.healed, ward.refuses = True, {wanted[0]}
-            admin = await client.admin()
-            ids = [letter["id"] for email in wanted for letter in await of_user(client, admin, ledger, email)]
-            begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids, atOnce=True, rate=1000)
-            job = await ended(client, admin, begun.data["jobId"])
-            assert (job["state"], job["done"], job["failedAgain"]) == ("done", 4, 2)
-            items = (await client.call("admin.dead-letters.jobs.get", access=admin, jobId=job["id"])).data["items"]
-            for user_id in map(str, ledger.user_ids.values()):
-                first, second = (item for item in items if item["userId"] == user_id)
-                assert first["sentAt"] < first["endedAt"] <= second["sentAt"]
-            refused = [item for item in items if item["userId"] == str(ledger.user_ids[wanted[0]])]
-            others = [item for item in items if item not in refused]
-            assert max(item["endedAt"] for item in others) < max(item["endedAt"] for item in refused)
-    finally:
-        await server.stop()
+    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
+        await ledger.register(client, wanted, at_once=1)
+        for email in wanted:
+            assert (await client.call("auth.resend-verification", email=email)).ok
+        await letters_stand(house, ledger, 6)
+        ward.healed, ward.refuses = True, {wanted[0]}
+        admin = await client.admin()
+        ids = [letter["id"] for email in wanted for letter in await of_user(client, admin, ledger, email)]
+        begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids, atOnce=True, rate=1000)
+        job = await ended(client, admin, begun.data["jobId"])
+        assert (job["state"], job["done"], job["failedAgain"]) == ("done", 4, 2)
+        items = (await client.call("admin.dead-letters.jobs.get", access=admin, jobId=job["id"])).data["items"]
+        for user_id in map(str, ledger.user_ids.values()):
+            first, second = (item for item in items if item["userId"] == user_id)
+            assert first["sentAt"] < first["endedAt"] <= second["sentAt"]
+        refused = [item for item in items if item["userId"] == str(ledger.user_ids[wanted[0]])]
+        others = [item for item in items if item not in refused]
+        assert max(item["endedAt"] for item in others) < max(item["endedAt"] for item in refused)
 
 
 async def test_discarded_letters_are_left_out_and_can_be_restored(house: House) -> None:
     wanted, ledger, ward = emails(4), Ledger(), Ward()
-    server = MailServer(on_rcpt=ward.on_rcpt)
-    await server.start()
-    try:
-        async with house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
-            await ledger.register(client, wanted, at_once=4)
-            await letters_stand(house, ledger, 4)
-            ward.healed = True
-            admin = await client.admin()
-            user = str(ledger.user_ids[wanted[0]])
-            assert (await client.call("admin.dead-letters.discard", access=admin, why="a test")).code == (
-                "VALIDATION_ERROR"
-            )
-            gone = await client.call("admin.dead-letters.discard", access=admin, userId=user, why="not theirs")
-            assert gone.data["count"] == 1
-            ids = [letter["id"] for email in wanted[1:] for letter in await of_user(client, admin, ledger, email)]
-            begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids)
-            assert (await ended(client, admin, begun.data["jobId"]))["done"] == 3
-            back = await client.call("admin.dead-letters.restore", access=admin, userId=user, why="theirs after all")
-            assert back.data["count"] == 1
-            begun = await client.call("admin.dead-letters.replay", access=admin, userId=user)
-            assert (await ended(client, admin, begun.data["jobId"]))["done"] == 1
-    finally:
-        await server.stop()
+    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
+        await ledger.register(client, wanted, at_once=4)
+        await letters_stand(house, ledger, 4)
+        ward.healed = True
+        admin = await client.admin()
+        user = str(ledger.user_ids[wanted[0]])
+        assert (await client.call("admin.dead-letters.discard", access=admin, why="a test")).code == (
+            "VALIDATION_ERROR"
+        )
+        gone = await client.call("admin.dead-letters.discard", access=admin, userId=user, why="not theirs")
+        assert gone.data["count"] == 1
+        ids = [letter["id"] for email in wanted[1:] for letter in await of_user(client, admin, ledger, email)]
+        begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids)
+        assert (await ended(client, admin, begun.data["jobId"]))["done"] == 3
+        back = await client.call("admin.dead-letters.restore", access=admin, userId=user, why="theirs after all")
+        assert back.data["count"] == 1
+        begun = await client.call("admin.dead-letters.replay", access=admin, userId=user)
+        assert (await ended(client, admin, begun.data["jobId"]))["done"] == 1
     assert sorted(address for to, _ in server.received for address in to if address in wanted) == sorted(wanted)
 
 
@@ -205,7 +194,7 @@ async def test_what_the_server_gave_up_while_nobody_listened_becomes_a_letter(ho
                 for message in await subscription.fetch(10, timeout=0.5):
                     await message.nak()
                     idle = 0
-            except NatsTimeout:
+            except (NatsTimeout, TimeoutError):
                 idle += 1
     async with house.run("jobs", **QUICK), database(house.ready) as rows:
         await letters_stand(house, ledger, 4)
