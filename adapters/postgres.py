@@ -99,6 +99,10 @@ class Database:
     def in_use(self) -> int:
         return self._pool.get_size() - self._pool.get_idle_size()
 
+    @property
+    def connections_max(self) -> int:
+        return self._pool.get_max_size()
+
     async def close(self) -> None:
         """Give all connections back; those of a server that hangs are cut."""
         try:

@@ -242,6 +242,10 @@ class Settings(BaseSettings):
     stream_bytes_max: int = Field(
         default=10 * 1024**3, ge=1024**2, le=1024**5, description="bytes of USER_EVENTS at most"
     )
+    letters_bytes_max: int = Field(
+        default=1024**3, ge=1024**2, le=1024**5,
+        description="bytes of USER_DEAD_LETTERS at most; what goes beyond waits in its table to be announced",
+    )  # fmt: skip
     avatar_bytes_max: int = Field(
         default=2 * 1024**3, ge=1024**2, le=1024**5, description="bytes of all avatars at most; one takes some 10 KiB"
     )

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -139,6 +140,8 @@ class Mailer:
         self._permits = asyncio.Semaphore(connections_max)
         self._kept: list[tuple[float, SMTP]] = []
         self._closed = False
+        self.taken_at = float("-inf")
+        """When the server last took a mail, by the monotonic clock."""
 
     @property
     def domain(self) -> str:
@@ -154,6 +157,7 @@ class Mailer:
             async with _exchange(client, self._command_timeout_s):
                 with _refusals():
                     await client.data(_content(message, client, utf8=not recipient.isascii()))
+            self.taken_at = time.monotonic()
             self._keep(client)
 
     async def probe(self) -> None:

@@ -36,6 +36,7 @@ HOLD_S = 1.0
 REPLAY_PAUSES_S = (1.0, 5.0)
 """Between the tries of a replay: an operator waits for its outcome, and can have it done again."""
 _UNAUTHENTIC = "unauthentic"
+REASONS = ("attempts_exhausted", "mail_refused", _UNAUTHENTIC, "worker_died")
 _DIED = "WorkerDied"
 
 
@@ -120,10 +121,15 @@ class Deliverer:
         self._note = Gathering(self._note_all)
         self._turns = Turns()
         self._alone = asyncio.Lock()
+        metrics.redeliveries.labels(group)  # a rise from 0 is seen only where a 0 was
+        for reason in REASONS:
+            metrics.dead_letters.labels(group, reason)
 
     async def deliver(self, message: Msg) -> None:
         """See one delivery to its end: acknowledged, put off, or buried. Never raises but for a cancellation."""
         delivery = Delivery.of(message)
+        if delivery.number > 1:
+            self._metrics.redeliveries.labels(self.group).inc()
         began = time.perf_counter()
         outcome = "handed_back"
         beating = asyncio.create_task(_beat(message))

@@ -197,7 +197,6 @@ class Dispatcher:
                 return  # not a request: there is nobody to answer
             asked = Asked(operation, message, time.perf_counter())
             if self._refusing or len(self._tasks) >= self._ctx.settings.requests_max:
-                self._ctx.metrics.shed.inc()
                 await self._finish(asked, self._refuse(message.headers or {}, Overloaded()))
                 return
             self._spawn(self._handle(asked, handler))
@@ -371,6 +370,8 @@ class Dispatcher:
             figures.errors += 1
             figures.last_error = answer.error.code
         metrics = self._ctx.metrics
+        if answer.error and answer.error.code == ErrorCode.OVERLOADED.name:
+            metrics.shed.inc()
         metrics.requests.labels("NATS", operation.subject, str(number)).inc()
         metrics.request_seconds.labels("NATS", operation.subject).observe(seconds)
         metrics.in_work.set(len(self._tasks))

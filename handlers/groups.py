@@ -20,6 +20,7 @@ from adapters.telemetry import Metrics
 from domain.refusals import Unavailable
 from handlers.delivery import hand_back
 from handlers.endings import let_end
+from handlers.measures import note_consumer
 
 log = structlog.get_logger()
 
@@ -154,8 +155,7 @@ async def _look_after(js: JetStreamContext, settings: Settings, taker: Taker, me
         log.error("a group's durable was deleted; making it again", durable=durable.name)
         await provision(js, settings, (durable.group,))
         return
-    metrics.consumer_pending.labels(durable.name).set(info.num_pending or 0)
-    metrics.consumer_unacked.labels(durable.name).set(info.num_ack_pending or 0)
+    note_consumer(metrics, durable, info)
     silent_s = time.monotonic() - taker.last_active
     if info.num_pending and not info.num_waiting and not taker.in_work and silent_s > SILENT_S:
         raise GroupIsSilent(f"{durable.name} has work waiting and does not pull")

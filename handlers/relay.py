@@ -19,6 +19,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import APIError
 
+from adapters.backlog import outbox_backlog
 from adapters.bounded import BoundedDict
 from adapters.event_log import StoredEvent, unsent_events
 from adapters.nats import INVALIDATE, MessageTooLarge, invalidation, last_message, require_fits, send
@@ -55,9 +56,6 @@ WITH gone AS (DELETE FROM outbox WHERE position = ANY($1))
 UPDATE relay_heads h SET version = row.version, stream_sequence = row.sequence
 FROM unnest($2::uuid[], $3::integer[], $4::bigint[]) AS row (user_id, version, sequence)
 WHERE h.user_id = row.user_id"""
-_WAITING = """
-SELECT count(*) AS waiting, coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0) AS age_s
-FROM outbox"""
 
 
 @dataclass(slots=True)
@@ -123,10 +121,9 @@ class Relay:
 
     async def _measure(self) -> None:
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_WAITING)
-        if row is not None:
-            self._metrics.relay_waiting.set(row["waiting"])
-            self._metrics.relay_lag.set(float(row["age_s"]))
+            waiting, age_s = await outbox_backlog(connection)
+        self._metrics.relay_waiting.set(waiting)
+        self._metrics.relay_lag.set(age_s)
 
     async def _announce_some(self) -> bool:
         """One pass over some users; True when there may be more to do at once."""

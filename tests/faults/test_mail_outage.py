@@ -71,10 +71,11 @@ async def test_mail_waits_for_its_server(house: House) -> None:
 
 async def test_mail_that_is_never_taken_becomes_letters(house: House) -> None:
     wanted, ledger = emails(20), Ledger()
-    async with house.run(USER_SERVICE_DELIVERY_PAUSES="0.1 0.2 0.3"), house.gateway() as client:
+    async with house.run(USER_SERVICE_DELIVERY_PAUSES="0.1 0.2 0.3") as run, house.gateway() as client:
         async with house.without_mail():
             await ledger.register(client, wanted, at_once=5)
             letters = await letters_of(house, ledger.user_ids.values(), 20)
+            assert (await run.figures())['event_redeliveries_total{group="email"}'] == 60
             on_stream = await announced(house, 20)
         async with database(house.ready) as rows, asyncio.timeout(10):
             while await rows.fetchval(_DONE, list(ledger.user_ids.values()), ["audit", "cache"]) < 80:

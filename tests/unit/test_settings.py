@@ -136,6 +136,7 @@ WRONG = {
     "duplicate_window_seconds": "0",
     "relay_fence": "maybe",
     "stream_bytes_max": "9" * 30,
+    "letters_bytes_max": "1000",
     "avatar_bytes_max": "1",
     "upload_bytes_max": "large",
     "session_cap": "0",
