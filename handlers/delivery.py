@@ -19,6 +19,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from structlog.contextvars import bind_contextvars
 
 from adapters.event_log import StoredEvent, Unreadable, events_by_id, is_same
 from adapters.gathering import Gathering
@@ -128,6 +129,7 @@ class Deliverer:
     async def deliver(self, message: Msg) -> None:
         """See one delivery to its end: acknowledged, put off, or buried. Never raises but for a cancellation."""
         delivery = Delivery.of(message)
+        bind_contextvars(group=self.group, eventId=str(delivery.event_id))
         if delivery.number > 1:
             self._metrics.redeliveries.labels(self.group).inc()
         began = time.perf_counter()
@@ -158,6 +160,7 @@ class Deliverer:
             return await self._put_off(delivery, found)
         if found is None or not is_same(found, str(delivery.user_id), delivery.event_type, delivery.message.data):
             return await self._bury(delivery, _UNAUTHENTIC, "Unauthentic", "no event of ours says this")
+        bind_contextvars(requestId=found.event.metadata.request_id)
         if done:
             await delivery.message.ack()
             return "already_done"
@@ -233,9 +236,7 @@ class Deliverer:
         trace = "".join(traceback.format_exception(error, limit=8))
         async with self._database.connection() as connection:
             await record_attempt(connection, delivery.durable, delivery.event_id, delivery.number, name, message, trace)
-        log.warning(
-            "delivery failed", group=self.group, eventId=str(delivery.event_id), attempt=delivery.number, error=name
-        )
+        log.warning("delivery failed", attempt=delivery.number, error=name)
         pauses_s = self._pauses_of(delivery)
         if delivery.number > len(pauses_s):
             return await self._bury(delivery, "attempts_exhausted", name, message)
@@ -268,7 +269,7 @@ class Deliverer:
             )
         await delivery.message.term()
         self._metrics.dead_letters.labels(self.group, reason).inc()
-        log.error("dead letter", group=self.group, eventId=str(delivery.event_id), reason=reason, error=error)
+        log.error("dead letter", reason=reason, error=error)
         self._wake_announcer()
         return "dead"
 

@@ -14,7 +14,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
+from structlog.contextvars import bind_contextvars
 
+from adapters.event_log import request_id_of_event
 from adapters.inbox import add_letter, done_among
 from adapters.nats import EVENT_GROUPS, REPLAYS_STREAM, message_at
 from adapters.postgres import Database
@@ -63,6 +65,8 @@ class GivenUp:
         self._metrics.given_up.labels(group).inc()
         claim = Claim.of(given_up.subject or "", given_up.data or b"", stream, sequence)
         async with self._database.connection() as connection:
+            request_id = await request_id_of_event(connection, claim.event_id)
+            bind_contextvars(group=group, eventId=str(claim.event_id), requestId=request_id)
             if not await done_among(connection, group, [claim.event_id]):
                 await add_letter(
                     connection,
@@ -82,7 +86,7 @@ class GivenUp:
                     durable=durable,
                 )
                 self._metrics.dead_letters.labels(group, "worker_died").inc()
-                log.error("dead letter", group=group, eventId=str(claim.event_id), reason="worker_died")
+                log.error("dead letter", reason="worker_died")
         if stream == REPLAYS_STREAM:
             with suppress(NotFoundError):
                 await self._js.delete_msg(stream, sequence)  # the queue would hand it to nobody, for ever

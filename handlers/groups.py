@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import structlog
@@ -101,9 +102,10 @@ class Taker:
             return  # `stop` hands them back once no pull of ours is open: earlier they would come straight back to us
         taken, self._taken = self._taken, []
         for message in taken:
-            task = asyncio.create_task(self._deliver(message))
+            context = copy_context()  # of this delivery alone, also for what is logged of its end
+            task = asyncio.create_task(self._deliver(message), context=context)
             self._work.add(task)
-            task.add_done_callback(self._on_done)
+            task.add_done_callback(self._on_done, context=context)
 
     @property
     def in_work(self) -> int:

@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import APIError
+from structlog.contextvars import bind_contextvars
 
 from adapters.backlog import outbox_backlog
 from adapters.bounded import BoundedDict
@@ -156,7 +157,6 @@ class Relay:
         """Leave a user's events alone until the limit changes: they keep their order, and nobody else waits."""
         log.error(
             "an event is too large for the bus",
-            eventId=str(stored.event.id),
             type=stored.event.type,
             userId=str(stored.event.aggregate_id),
             size=error.size,
@@ -186,6 +186,7 @@ class Relay:
             try:
                 async with asyncio.timeout_at(deadline):
                     for stored in by_user.get(head.user_id, ()):
+                        bind_contextvars(requestId=stored.event.metadata.request_id, eventId=str(stored.event.id))
                         if stored.event.version > head.version:
                             await self._publish(head, stored)
                         sent.append(stored)

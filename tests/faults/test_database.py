@@ -82,6 +82,8 @@ async def test_a_database_that_goes_and_comes_back(
             record_testsuite_property("database back, seconds", time.monotonic() - began)
             stop.set()
         assert codes <= AWAY, run.lines("request failed")[:1]
+        asked = {line["requestId"] for line in run.lines("request") if line["subject"] == "users.v1.auth.register"}
+        assert asked & {line.get("requestId") for line in run.lines("postgres is not available")}
         await until_finished(house.ready, ledger.user_ids.values(), within_s=45)
         assert not run.has_ended
     events = await require_stream(house.ready, await require_rows(house.ready, ledger.user_ids))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
@@ -87,6 +88,9 @@ async def test_mail_that_is_never_taken_becomes_letters(house: House) -> None:
         events = await require_stream(house.ready, versions)
 
     published = {event["id"]: event for of_user in events.values() for event in of_user if event["type"] == ASKED}
+    told = [(line["eventId"], line["requestId"], line["group"]) for line in run.lines("delivery failed")]
+    assert Counter(told) == {(id, event["metadata"]["requestId"], "email"): 4 for id, event in published.items()}
+    assert {(line["eventId"], line["requestId"], line["group"]) for line in run.lines("dead letter")} == set(told)
     await require_audit(house.ready, (event for of_user in events.values() for event in of_user))
     assert {(row["group_name"], row["reason"], row["deliveries"], row["n"]) for row in letters} == {
         ("email", "attempts_exhausted", 4, 1)
