@@ -11,6 +11,7 @@ import structlog
 from asyncpg.pool import PoolConnectionProxy
 
 from adapters.settings import Settings
+from adapters.tracing import statement_listener
 from domain.refusals import Overloaded, Stale, Unavailable
 
 log = structlog.get_logger()
@@ -133,6 +134,8 @@ class translated_errors:  # noqa: N801 - reads as a statement where it is used
 
 async def _prepare(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec("jsonb", encoder=_dumps, decoder=json.loads, schema="pg_catalog")
+    if listener := statement_listener():
+        connection.add_query_logger(listener)
 
 
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:

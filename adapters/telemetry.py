@@ -78,6 +78,7 @@ def set_up_logs(level: str, environment: str, form: str = "auto", stream: TextIO
         "uvicorn.error",
         "uvicorn.access",
         "aiosmtplib",
+        "urllib3",
         "asyncio",
         "mail.log",
     ):

@@ -34,6 +34,7 @@ from adapters.settings import Settings, unknown_variables
 from adapters.smtp import Mailer
 from adapters.telemetry import Metrics
 from adapters.tokens import TokenMint
+from adapters.tracing import exported_traces
 from adapters.two_factor import TwoFactorSecrets
 from adapters.users import Account, StoredAccounts
 from contracts.api import OPERATIONS
@@ -158,6 +159,7 @@ async def serve(
 async def _build(
     stack: AsyncExitStack, settings: Settings, keys: Keys, on_closed: Callable[[], Awaitable[None]]
 ) -> Means:
+    await stack.enter_async_context(exported_traces(settings))  # before any connection, which may be listened to
     metrics = Metrics()
     database = await Database.connect(settings)
     await require_current(settings.database_url.get_secret_value())

@@ -28,6 +28,7 @@ from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.telemetry import Metrics
+from adapters.tracing import span
 from adapters.turns import Turns
 from domain.refusals import Overloaded, Stale, Unavailable
 
@@ -136,7 +137,7 @@ class Deliverer:
         outcome = "handed_back"
         beating = asyncio.create_task(_beat(message))
         try:
-            outcome = await self._deliver(delivery)
+            outcome = await self._deliver_traced(delivery)
         except asyncio.CancelledError:
             await hand_back(message)
             raise
@@ -144,6 +145,15 @@ class Deliverer:
             beating.cancel()
             self._metrics.deliveries.labels(self.group, outcome).inc()
             self._metrics.delivery_seconds.labels(self.group).observe(time.perf_counter() - began)
+
+    async def _deliver_traced(self, delivery: Delivery) -> str:
+        """In a span of the trace that the message carries on, where traces are on."""
+        parent = (delivery.message.headers or {}).get("traceparent")
+        with span("consumer", self.group, delivery.event_type, parent=parent) as around:
+            outcome = await self._deliver(delivery)
+            if around is not None:
+                around.note("outcome", outcome)
+            return outcome
 
     async def _deliver(self, delivery: Delivery) -> str:
         while True:

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import structlog
@@ -27,6 +27,7 @@ from adapters.nats import INVALIDATE, MessageTooLarge, invalidation, last_messag
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.telemetry import Metrics
+from adapters.tracing import span
 from contracts.events import SOURCE, SUBJECT_PREFIX, subject_of
 from domain.refusals import Overloaded, Stale, Unavailable
 
@@ -188,7 +189,7 @@ class Relay:
                     for stored in by_user.get(head.user_id, ()):
                         bind_contextvars(requestId=stored.event.metadata.request_id, eventId=str(stored.event.id))
                         if stored.event.version > head.version:
-                            await self._publish(head, stored)
+                            await self._publish_traced(head, stored)
                         sent.append(stored)
             except MessageTooLarge:
                 return  # this user is set aside, and the log says why
@@ -208,6 +209,11 @@ class Relay:
             [head.version for head in heads],
             [head.sequence for head in heads],
         )
+
+    async def _publish_traced(self, head: Head, stored: StoredEvent) -> None:
+        """Publish one event in a span of its request's trace, where traces are on; its deliveries continue that."""
+        with span("producer", "publish", stored.event.type, parent=stored.traceparent) as around:
+            await self._publish(head, replace(stored, traceparent=around.traceparent) if around else stored)
 
     async def _publish(self, head: Head, stored: StoredEvent) -> None:
         """Put one event behind the user's last, and move the head to what is last then."""
