@@ -1,16 +1,18 @@
 """OpenTelemetry behind `adapters.tracing`, which alone imports this, once a collector is named: the extra `otel`."""
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import asyncpg
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.contextvars import bind_contextvars
@@ -18,7 +20,10 @@ from structlog.contextvars import bind_contextvars
 from adapters.telemetry import SERVICE, release
 from domain.refusals import Refusal
 
+log = structlog.get_logger()
+
 EXPORT_S = 3.0
+SILENCE_S = 60.0
 WAITING_MAX = 2048
 """Spans that wait for the collector at most; what comes beyond is dropped."""
 _STATEMENT_CHARACTERS_MAX = 2000
@@ -52,6 +57,24 @@ class Span:
         self._span.set_attribute(name, value)
 
 
+class _QuietExporter(OTLPSpanExporter):
+    """Says once in a while that the collector takes nothing, where the library says so of each batch."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint, timeout=EXPORT_S)
+        self._silent_until = 0.0
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send a batch; a failure costs the batch alone."""
+        result = super().export(spans)
+        now = time.monotonic()
+        if result is SpanExportResult.FAILURE and now > self._silent_until:
+            self._silent_until = now + SILENCE_S
+            log.warning("the collector takes no traces", spans=len(spans))
+        return result
+
+
 class Tracer:
     """Makes spans, and sends them in batches from a thread of its own: nobody waits for a collector."""
 
@@ -60,7 +83,7 @@ class Tracer:
             {"service.name": SERVICE, "service.version": release(), "deployment.environment.name": environment}
         )
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
+        exporter = _QuietExporter(f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=WAITING_MAX))
         self._tracer = self._provider.get_tracer(SERVICE, release())
 

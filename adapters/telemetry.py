@@ -88,7 +88,13 @@ def set_up_logs(level: str, environment: str, form: str = "auto", stream: TextIO
 _FINE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _ONE: Final = "livemostrecent"
 _SUM: Final = "livesum"
-"""How the gauges of several workers become one: the latest, of what they all look at; else what they have together."""
+_LEAST: Final = "livemin"
+_MOST: Final = "livemax"
+"""How the gauges of several workers become one: the latest where they all read the same, what they have together, or
+what the worst off of them says."""
+
+
+_OfAll = Literal["livemostrecent", "livesum", "livemin", "livemax"]
 
 
 class Metrics:
@@ -109,7 +115,7 @@ class Metrics:
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(name, meaning, labels, registry=self.registry)
 
-    def _gauge(self, name: str, meaning: str, *labels: str, of_all: Literal["livemostrecent", "livesum"]) -> Gauge:
+    def _gauge(self, name: str, meaning: str, *labels: str, of_all: _OfAll) -> Gauge:
         return Gauge(name, meaning, labels, registry=self.registry, multiprocess_mode=of_all)
 
     def _histogram(self, name: str, meaning: str, *labels: str) -> Histogram:
@@ -147,7 +153,7 @@ class Metrics:
             "relay_foreign_messages_total", "Messages on a user's subject that are none of our events"
         )
         self.relay_set_aside = self._gauge(
-            "relay_users_set_aside", "Users whose next event is too large for the bus or cannot be read", of_all=_ONE
+            "relay_users_set_aside", "Users whose next event is too large for the bus or cannot be read", of_all=_MOST
         )
         self.bus_gaps = self._counter(
             "nats_gaps_total", "Times the link was cut or the client library dropped messages"
@@ -185,7 +191,7 @@ class Metrics:
 
     def _add_means(self) -> None:
         self.up = self._gauge(
-            "dependency_up", "1 where it answered the last time it was asked", "dependency", of_all=_ONE
+            "dependency_up", "1 where it answered the last time it was asked", "dependency", of_all=_LEAST
         )
         self.connections = self._gauge("database_connections_active", "PostgreSQL connections in use", of_all=_SUM)
         self.connections_max = self._gauge("database_connections_max", "PostgreSQL connections at most", of_all=_SUM)
@@ -198,14 +204,14 @@ class Metrics:
     def _add_caches(self) -> None:
         self.cache_hits = self._gauge("cache_hits", "Reads answered by a cache since the start", "level", of_all=_SUM)
         self.cache_misses = self._gauge("cache_misses", "Reads a cache could not answer", "level", of_all=_SUM)
-        self.redis_away = self._gauge("redis_away", "1 while Redis is being left alone", of_all=_ONE)
+        self.redis_away = self._gauge("redis_away", "1 while Redis is being left alone", of_all=_MOST)
 
     def _add_upkeep(self) -> None:
         self.erasure_overdue = self._gauge(
             "erasure_overdue_seconds", "How long the oldest account due to be erased has not been", of_all=_ONE
         )
         self.key_file_unusable = self._gauge(
-            "key_file_unusable", "1 while the key file cannot be read, and older keys are used", of_all=_SUM
+            "key_file_unusable", "1 while the key file cannot be read, and older keys are used", of_all=_MOST
         )
         self.keys_in_force = self._gauge(
             "key_in_force", "1 for the key that signs and seals", "purpose", "kid", of_all=_SUM

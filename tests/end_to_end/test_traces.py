@@ -31,6 +31,7 @@ async def test_a_registration_is_one_trace_and_nobody_waits_for_a_collector_that
         began = time.monotonic()
     assert time.monotonic() - began < 15
     assert "Traceback" not in dev.log
+    assert dev.log.count("the collector takes no traces") == 1
 
 
 @asynccontextmanager
