@@ -123,9 +123,15 @@ class Deliverer:
         self._note = Gathering(self._note_all)
         self._turns = Turns()
         self._alone = asyncio.Lock()
-        metrics.redeliveries.labels(group)  # a rise from 0 is seen only where a 0 was
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """A figure's first rise is seen only where it stood at 0 before."""
+        self._metrics.redeliveries.labels(self.group)
+        for outcome in ("put_off", "dead"):
+            self._metrics.deliveries.labels(self.group, outcome)
         for reason in REASONS:
-            metrics.dead_letters.labels(group, reason)
+            self._metrics.dead_letters.labels(self.group, reason)
 
     async def deliver(self, message: Msg) -> None:
         """See one delivery to its end: acknowledged, put off, or buried. Never raises but for a cancellation."""

@@ -1,12 +1,9 @@
 """Alert rules, their tests, the runbook and the dashboard speak of figures that are exported, and of each other."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +17,9 @@ from adapters.nats import TAKING_GROUPS, durables, stream_configs
 from adapters.telemetry import Metrics, WorkerMetrics
 from handlers.cli import app
 from handlers.delivery import REASONS
+from tests.alerts import NO_PROMTOOL, PROMTOOL, ROOT, RULES
 from tests.builders import settings_of
 
-ROOT = Path(__file__).parents[2]
-RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 TESTS = RULES.with_name("rules.test.yaml")
 ALERTS: dict[str, dict[str, Any]] = {
     rule["alert"]: rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
@@ -32,7 +28,6 @@ SCENARIOS: list[dict[str, Any]] = yaml.safe_load(TESTS.read_text())["tests"]
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "user-service.json").read_text(encoding="utf-8"))
-PROMTOOL = shutil.which("promtool", path=f"{os.environ['PATH']}{os.pathsep}{ROOT / '.venv' / 'bin'}")
 SCRAPED = {"job", "instance"}
 """Labels that Prometheus adds."""
 _SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
@@ -135,9 +130,7 @@ def test_every_alert_is_tested_to_fire_and_not_to_fire() -> None:
     assert fires == keeps_still == set(ALERTS)
 
 
-@pytest.mark.skipif(
-    PROMTOOL is None, reason="no promtool: the alert rules are NOT evaluated; `.ci/promtool` fetches it"
-)
+@pytest.mark.skipif(PROMTOOL is None, reason=NO_PROMTOOL)
 def test_the_rules_do_what_their_tests_say() -> None:
     for words in (("check", "rules", RULES.name), ("test", "rules", TESTS.name)):
         done = subprocess.run(
