@@ -29,19 +29,35 @@ MAIL_S = 15.0
 MAIL_FRESH_S = 60.0
 """A mail server that took a mail so lately need not be asked whether it is there."""
 MAIL_PROBE_S = 10.0
-_FIGURES_S = 5.0
+READ_S = 15.0
+"""How long one reading of figures may take."""
+
+
+async def _read(read: Callable[[], Awaitable[None]]) -> None:
+    """Read some figures once; whatever goes wrong, the process goes on, and the figures stay what they were."""
+    try:
+        async with asyncio.timeout(READ_S):
+            await read()
+    except (Unavailable, Overloaded, Stale, NatsError, TimeoutError, OSError) as error:
+        log.debug("figures cannot be read", error=type(error).__name__)  # `dependency_up` says so
+    except Exception:
+        log.exception("figures cannot be read")
 
 
 async def watch_dependencies(check: Callable[[], Awaitable[Health]], database: Database, metrics: Metrics) -> None:
     """For ever: does everything answer that this process needs, and how much of its pool is in use?"""
+
+    async def probe() -> None:
+        for found in (await check()).checks:
+            metrics.up.labels(found.name).set(found.status == "healthy")
+
     metrics.connections_max.set(database.connections_max)
     probed = float("-inf")
     while True:
         metrics.connections.set(database.in_use)
         if time.monotonic() - probed > SHARED_S:
             probed = time.monotonic()
-            for found in (await check()).checks:
-                metrics.up.labels(found.name).set(found.status == "healthy")
+            await _read(probe)
         await asyncio.sleep(PROCESS_S)
 
 
@@ -61,8 +77,12 @@ async def watch_requests(ctx: Context) -> None:
 
 async def watch_mail(mailer: Mailer, metrics: Metrics) -> None:
     """For ever: is the mail server there? One that has just taken a mail is not asked."""
-    while True:
+
+    async def ask() -> None:
         metrics.up.labels("smtp").set(await _answers(mailer))
+
+    while True:
+        await _read(ask)
         await asyncio.sleep(MAIL_S)
 
 
@@ -101,11 +121,7 @@ class SharedFigures:
         """For ever; what cannot be read keeps its last figure, and `dependency_up` says why."""
         while True:
             for read in (self.read_tables, self.read_streams):
-                try:
-                    async with asyncio.timeout(_FIGURES_S):
-                        await read()
-                except (Unavailable, Overloaded, Stale, NatsError, TimeoutError, OSError) as error:
-                    log.debug("figures cannot be read", error=type(error).__name__)
+                await _read(read)
             await asyncio.sleep(SHARED_S)
 
     async def read_tables(self) -> None:
