@@ -1,9 +1,9 @@
 """One trace from the gateway's `traceparent` to the mail; and nobody waits for a collector that is away."""
 
+import json
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -13,34 +13,30 @@ from tests.gateway import Gateway, gateway, new_email
 from tests.program import Dev, until
 
 Kind = Span.SpanKind
+AWAY = "the collector takes no traces"
 PASSWORD = "Analytical-Engine-1843"
 
 
 async def test_a_registration_is_one_trace_and_nobody_waits_for_a_collector_that_is_away(tmp_path: Path) -> None:
-    with collector() as found:
-        dev = Dev(tmp_path / "data", OTEL_EXPORTER_OTLP_ENDPOINT=found.url, OTEL_BSP_SCHEDULE_DELAY="100")
-        await dev.start()
-        async with gateway(dev.ready) as client:
-            await require_one_trace(found, client)
-            await require_a_refusal_without_words(found, client)
-    async with dev_that_runs(dev), gateway(dev.ready) as client:
-        began = time.monotonic()
-        for _ in range(50):
-            assert (await client.call("auth.jwks", headers={"traceparent": traceparent()[1]})).ok
-        assert time.monotonic() - began < 5
-        began = time.monotonic()
-    assert time.monotonic() - began < 15
+    with ExitStack() as held:
+        found = held.enter_context(collector())
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": found.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        async with Dev(tmp_path / "data", **env) as dev:
+            async with gateway(dev.ready) as client:
+                trace_id = await require_one_trace(found, client)
+                lines = [json.loads(line) for line in dev.log.splitlines() if f"req-{trace_id}" in line]
+                assert [(line["message"], line["traceId"]) for line in lines] == [("request", trace_id)]
+                await require_a_refusal_without_words(found, client)
+                held.close()
+                began = time.monotonic()
+                for _ in range(50):
+                    assert (await client.call("auth.jwks", headers={"traceparent": traceparent()[1]})).ok
+                assert time.monotonic() - began < 5
+            await until(lambda: AWAY in dev.log, within_s=10, what="the log to say that the collector is away")
+            began = time.monotonic()
+        assert time.monotonic() - began < 15
+    assert dev.log.count(AWAY) == 1
     assert "Traceback" not in dev.log
-    assert dev.log.count("the collector takes no traces") == 1
-
-
-@asynccontextmanager
-async def dev_that_runs(dev: Dev) -> AsyncIterator[None]:
-    """Looked through for secrets at its end, as every `dev` is."""
-    try:
-        yield
-    finally:
-        await dev.__aexit__(None, None, None)
 
 
 def traceparent() -> tuple[str, str]:
@@ -49,7 +45,7 @@ def traceparent() -> tuple[str, str]:
     return trace_id, f"00-{trace_id}-{secrets.token_hex(8)}-01"
 
 
-async def require_one_trace(found: Collector, client: Gateway) -> None:
+async def require_one_trace(found: Collector, client: Gateway) -> str:
     trace_id, header = traceparent()
     email = new_email()
     reply = await client.call(
@@ -61,8 +57,8 @@ async def require_one_trace(found: Collector, client: Gateway) -> None:
     def named(name: str) -> list[Span]:
         return [span for span in found.of_trace(trace_id) if span.name == name]
 
-    await until(lambda: len(named("cache UserRegistered")) == 1 and named("send mail"), within_s=10, what="the spans")
-    await until(lambda: named("email EmailVerificationRequested"), within_s=10, what="the span of the delivery")
+    awaited = ("send mail", *(f"{group} EmailVerificationRequested" for group in ("email", "audit", "cache")))
+    await until(lambda: all(named(name) for name in awaited), within_s=10, what="the spans of all groups")
     (request,) = named("users.v1.auth.register")
     assert (request.parent_span_id.hex(), request.kind) == (header.split("-")[2], Kind.SPAN_KIND_SERVER)
     assert attributes_of(request)["code"] == "OK"
@@ -87,6 +83,7 @@ async def require_one_trace(found: Collector, client: Gateway) -> None:
     sent = b"".join(found.raw)
     for private in (email, reply.data["user"]["id"], PASSWORD, "Ada", "Lovelace", "example"):
         assert private.encode() not in sent, private
+    return trace_id
 
 
 async def require_a_refusal_without_words(found: Collector, client: Gateway) -> None:
