@@ -34,7 +34,7 @@ async def test_a_registration_is_one_trace_and_nobody_waits_for_a_collector_that
                 assert time.monotonic() - began < 5
             await until(lambda: AWAY in dev.log, within_s=10, what="the log to say that the collector is away")
             began = time.monotonic()
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 25  # its secrets are looked for, too
     assert dev.log.count(AWAY) == 1
     assert "Traceback" not in dev.log
 
