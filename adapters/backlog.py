@@ -29,7 +29,7 @@ class Backlog:
 
 
 _BACKLOG = """
-SELECT (SELECT count(*) FROM dead_letters WHERE announced_at IS NULL) AS letters_unannounced,
+SELECT (SELECT count(*) FROM dead_letters WHERE announced_at IS NULL AND state <> 'held') AS letters_unannounced,
     (SELECT coalesce(greatest(extract(epoch FROM clock_timestamp() - min(deleted_at) - $1), 0), 0)::float8
         FROM users WHERE status = 'deleted' AND NOT is_swept) AS erasure_overdue_s,
     count(*) AS replays_running,
@@ -46,9 +46,9 @@ async def backlog(connection: Connection, *, erase_after: timedelta) -> Backlog:
     return Backlog(**row)
 
 
-async def open_letters(connection: Connection) -> dict[tuple[str, str], int]:
-    """Letters that wait for an operator, by group and reason."""
+async def letters_by_kind(connection: Connection, state: str) -> dict[tuple[str, str], int]:
+    """Letters of a state, by group and reason."""
     rows = await connection.fetch(
-        "SELECT group_name, reason, count(*) AS letters FROM dead_letters WHERE state IN ('dead', 'held') GROUP BY 1, 2"
+        "SELECT group_name, reason, count(*) AS letters FROM dead_letters WHERE state = $1 GROUP BY 1, 2", state
     )
     return {(row["group_name"], row["reason"]): row["letters"] for row in rows}

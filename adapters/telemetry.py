@@ -181,6 +181,9 @@ class Metrics:
         self.letters_open = self._gauge(
             "dead_letters_open", "Letters that wait for an operator", "group", "reason", of_all=_ONE
         )
+        self.letters_held = self._gauge(
+            "dead_letters_held", "Letters that wait behind an earlier one of their user", "group", of_all=_ONE
+        )
         self.letters_unannounced = self._gauge(
             "dead_letters_unannounced", "Letters that their stream has not taken yet", of_all=_ONE
         )

@@ -226,7 +226,7 @@ async def _start_events(
         loops.start(_erasure(means).run(), "erasure")
         figures = SharedFigures(means.database, means.bus.jetstream(), means.settings, means.metrics)
         loops.start(figures.run(), "figures")
-        loops.start(Replayer(means.database, means.bus).run(), "replays")
+        loops.start(Replayer(means.database, means.bus, now=now).run(), "replays")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
     if not wanted and "jobs" not in groups:
@@ -277,6 +277,7 @@ def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Seque
             means.personal,
             means.metrics,
             pauses_s=means.settings.delivery_pauses,
+            in_order=group in means.settings.in_order,
             wake_announcer=means.announcer.wake,
         )
         for group, (handle, handle_replayed) in handlers.items()

@@ -10,9 +10,9 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo
 
-from adapters.backlog import backlog, open_letters, outbox_backlog
+from adapters.backlog import backlog, letters_by_kind, outbox_backlog
 from adapters.keys import Keys
-from adapters.nats import TAKING_GROUPS, Durable, durables, stream_configs
+from adapters.nats import EVENT_GROUPS, TAKING_GROUPS, Durable, durables, stream_configs
 from adapters.postgres import Database
 from adapters.settings import Settings
 from adapters.smtp import Mailer, MailUnavailable
@@ -130,7 +130,8 @@ class SharedFigures:
         async with self._database.connection() as connection:
             waiting, age_s = await outbox_backlog(connection)
             found = await backlog(connection, erase_after=timedelta(seconds=self._settings.erase_after_seconds))
-            letters = await open_letters(connection)
+            letters = await letters_by_kind(connection, "dead")
+            held = await letters_by_kind(connection, "held")
         metrics.relay_waiting.set(waiting)
         metrics.relay_lag.set(age_s)
         metrics.letters_unannounced.set(found.letters_unannounced)
@@ -140,6 +141,8 @@ class SharedFigures:
         self._letters_seen |= letters.keys()
         for group, reason in self._letters_seen:
             metrics.letters_open.labels(group, reason).set(letters.get((group, reason), 0))
+        for group in EVENT_GROUPS:
+            metrics.letters_held.labels(group).set(sum(n for (of, _), n in held.items() if of == group))
 
     async def read_streams(self) -> None:
         """How full each stream is, and how far each group has come."""

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from adapters.settings import Settings, read_settings
-from handlers.terminal import AsJson, Failure, ReadyFile, read_ready, run_to_end
+from handlers.terminal import AsJson, Failure, ReadyFile, progress_bar, read_ready, run_to_end
 
 if TYPE_CHECKING:
     from adapters.personal_data import PersonalData
@@ -46,7 +44,7 @@ def import_users(
 
         database = await Database.connect(settings, name="user-service users import")
         try:
-            with _bar("import") as tell, _reporting(report) as refuse:
+            with progress_bar("import") as tell, _reporting(report) as refuse:
                 done.append(await act(database, personal, file, dry_run=dry_run, report=refuse, tell=tell))
         finally:
             await database.close()
@@ -81,7 +79,7 @@ def export_users(
 
         database = await Database.connect(settings, name="user-service users export")
         try:
-            with _bar("export") as tell:
+            with progress_bar("export") as tell:
                 counts.append(await act(database, personal, file, with_hashes=with_hashes, resume=resume, tell=tell))
         except FileExistsError as error:
             raise Failure(f"{file} is there already; name another, or go on with --resume") from error
@@ -115,16 +113,6 @@ def _of_dev(ready_file: Path | None) -> Settings:
         smtp_url=found["smtpUrl"],
         keys_file=Path(str(found["mailDir"])).parent / "keys.json",
     )
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +18,7 @@ from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_state import EmbeddedFailure
 from adapters.keys import write_keys
 from adapters.mail_sink import MailSink
+from tests import forking
 from tests.gateway import Gateway, gateway
 from tests.program import FAST, clean_environment, command, until
 
@@ -35,7 +35,7 @@ class Run:
         self._env = env
         self._log_file = log_file
         self._words = words
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: forking.Started | asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> "Run":
         try:
@@ -51,10 +51,8 @@ class Run:
     async def launch(self) -> None:
         """Start it, and wait for nothing."""
         with self._log_file.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "handlers.start", "run", *self._words,
-                stdout=log, stderr=log, env=clean_environment() | dict(self._env),
-            )  # fmt: skip
+            words, env = ("run", *self._words), clean_environment() | dict(self._env)
+            self._process = await forking.start(words, env=env, out=log.fileno(), err=log.fileno())
 
     async def start(self) -> None:
         """Start, and wait until its groups serve; with workers, until all of them do."""
@@ -66,7 +64,7 @@ class Run:
         assert not self.has_ended, self.log[-4000:]
 
     @property
-    def process(self) -> asyncio.subprocess.Process:
+    def process(self) -> forking.Started | asyncio.subprocess.Process:
         assert self._process is not None
         return self._process
 

@@ -76,8 +76,12 @@ async def test_what_waits_in_the_tables_is_told_and_gone_when_it_is_over(
     async with unit_of_work(database, personal, trail, announce=lambda _: None) as work:
         assert await work.users.add(user)
         await work.commit(Empty())
-    for _ in range(3):
+    for _ in range(4):
         await bury(database, reason=reason)
+    await owner.execute(
+        "UPDATE dead_letters SET state = 'held' WHERE id = (SELECT id FROM dead_letters WHERE reason = $1 LIMIT 1)",
+        reason,
+    )
     due_s = settings.erase_after_seconds + 3 * DAY_S
     await owner.execute(
         "UPDATE users SET status = 'deleted', deleted_at = now() - make_interval(secs => $2) WHERE id = $1",
@@ -93,6 +97,7 @@ async def test_what_waits_in_the_tables_is_told_and_gone_when_it_is_over(
     await figures.read_tables()
     assert figure(metrics, "dead_letters_open", group="email", reason=reason) == 3
     assert (figure(metrics, "dead_letters_unannounced") or 0) >= 3
+    assert (figure(metrics, "dead_letters_held", group="email") or 0) >= 1
     assert (figure(metrics, "relay_lag_seconds") or 0) >= 3600
     assert (figure(metrics, "erasure_overdue_seconds") or 0) >= 3 * DAY_S
     assert (figure(metrics, "replay_jobs_running") or 0) >= 1
