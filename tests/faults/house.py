@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import psutil  # type: ignore[import-untyped]
 from nats.aio.client import Client as NatsClient
 from nats.js.errors import NotFoundError
 
@@ -198,13 +199,16 @@ class House:
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """A server takes what is sent and answers nothing while the block lasts."""
-        pid = self.servers.pid_of(name)
-        os.kill(pid, signal.SIGSTOP)
+        """A server takes what is sent and answers nothing while the block lasts; PostgreSQL is many processes."""
+        first = psutil.Process(self.servers.pid_of(name))
+        processes = [first, *first.children(recursive=True)]
+        for process in processes:
+            process.suspend()
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            for process in processes:
+                process.resume()
 
     async def kill(self, name: str) -> None:
         """SIGKILL a server; `bring_back` starts it again on its port and data."""
