@@ -196,6 +196,10 @@ class Metrics:
         self.up = self._gauge(
             "dependency_up", "1 where it answered the last time it was asked", "dependency", of_all=_LEAST
         )
+        self.breakers = self._gauge(
+            "user_service_breaker_state", "0 closed, 1 half open, 2 open: the server is left alone", "dependency",
+            of_all=_MOST,
+        )  # fmt: skip
         self.connections = self._gauge("database_connections_active", "PostgreSQL connections in use", of_all=_SUM)
         self.connections_max = self._gauge("database_connections_max", "PostgreSQL connections at most", of_all=_SUM)
         self.stream_messages = self._gauge("stream_messages", "Messages that a stream holds", "stream", of_all=_ONE)

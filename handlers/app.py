@@ -54,7 +54,7 @@ from handlers.given_up import GivenUp
 from handlers.groups import Taker, watch
 from handlers.jobs import clear_away, keep_current
 from handlers.leftovers import remove_leftovers
-from handlers.measures import SharedFigures, note_keys, watch_dependencies, watch_mail, watch_requests
+from handlers.measures import SharedFigures, note_keys, watch_dependencies, watch_mail, watch_process, watch_requests
 from handlers.once import Once
 from handlers.relay import Relay
 from handlers.replays import Replayer
@@ -135,8 +135,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         means = await _build(stack, settings, keys, on_closed)
         loops = await stack.enter_async_context(Loops())
-        loops.start(_keep_keys_read(keys, means.metrics), "keys")
-        loops.start(watch_dependencies(means.vitals.check, means.database, means.metrics), "dependencies")
+        _start_upkeep(loops, means, keys)
         hand_back = await _start_events(stack, loops, means, groups, on_closed)
         dispatcher = await _start_requests(stack, loops, means, keys, on_closed) if "requests" in groups else None
         port = None
@@ -209,6 +208,13 @@ class Loops:
             if not left or not (await asyncio.wait(left, timeout=1))[1]:
                 break
         await self._group.__aexit__(kind, error, trace)
+
+
+def _start_upkeep(loops: Loops, means: Means, keys: Keys) -> None:
+    """What every process does, whichever its groups."""
+    loops.start(_keep_keys_read(keys, means.metrics), "keys")
+    loops.start(watch_dependencies(means.vitals.check, means.metrics), "dependencies")
+    loops.start(watch_process(means.database, means.redis, means.metrics), "figures of the process")
 
 
 async def _start_events(

@@ -14,6 +14,7 @@ from adapters.backlog import backlog, letters_by_kind, outbox_backlog
 from adapters.keys import Keys
 from adapters.nats import EVENT_GROUPS, TAKING_GROUPS, Durable, durables, stream_configs
 from adapters.postgres import Database
+from adapters.redis import Redis
 from adapters.settings import Settings
 from adapters.smtp import Mailer, MailUnavailable
 from adapters.telemetry import Metrics
@@ -29,6 +30,7 @@ MAIL_S = 15.0
 MAIL_FRESH_S = 60.0
 """A mail server that took a mail so lately need not be asked whether it is there."""
 MAIL_PROBE_S = 10.0
+_BREAKER_STATES = ("closed", "half open", "open")
 READ_S = 15.0
 """How long one reading of figures may take."""
 
@@ -44,20 +46,25 @@ async def _read(read: Callable[[], Awaitable[None]]) -> None:
         log.exception("figures cannot be read")
 
 
-async def watch_dependencies(check: Callable[[], Awaitable[Health]], database: Database, metrics: Metrics) -> None:
-    """For ever: does everything answer that this process needs, and how much of its pool is in use?"""
+async def watch_dependencies(check: Callable[[], Awaitable[Health]], metrics: Metrics) -> None:
+    """For ever: does everything answer that this process needs?"""
 
     async def probe() -> None:
         for found in (await check()).checks:
             metrics.up.labels(found.name).set(found.status == "healthy")
 
+    while True:
+        await _read(probe)
+        await asyncio.sleep(SHARED_S)
+
+
+async def watch_process(database: Database, redis: Redis, metrics: Metrics) -> None:
+    """For ever: how full is the pool, and which servers are left alone?"""
     metrics.connections_max.set(database.connections_max)
-    probed = float("-inf")
     while True:
         metrics.connections.set(database.in_use)
-        if time.monotonic() - probed > SHARED_S:
-            probed = time.monotonic()
-            await _read(probe)
+        for name, breaker in (("database", database.breaker), ("redis", redis.breaker)):
+            metrics.breakers.labels(name).set(_BREAKER_STATES.index(breaker.state))
         await asyncio.sleep(PROCESS_S)
 
 

@@ -82,6 +82,8 @@ async def test_the_figures_say_how_everything_is(dev: Dev) -> None:
     found = await figures(dev)
     for name in ("database", "nats", "redis", "smtp"):
         assert found[f'dependency_up{{dependency="{name}"}}'] == 1, name
+    for name in ("database", "redis"):
+        assert found[f'user_service_breaker_state{{dependency="{name}"}}'] == 0, name
     assert found["requests_in_work_max"] == 512
     assert found["database_connections_max"] == 20
     assert found["password_hash_queue_max"] > 64
