@@ -56,8 +56,8 @@ bench: setup ## measure every operation, and sign-in beside the bare hash
 lock: $(BIN)/uv ## remake requirements/ from pyproject.toml (UPGRADE=1 takes the newest releases)
 	@$(COMPILE) --group installer --output-file requirements/uv.txt
 	@$(COMPILE) --group build --output-file requirements/build.txt
-	@$(COMPILE) pyproject.toml --output-file requirements/run.txt
-	@$(COMPILE) pyproject.toml --extra dev --group test --constraints requirements/run.txt --output-file $(LOCK)
+	@$(COMPILE) pyproject.toml --extra otel --output-file requirements/run.txt
+	@$(COMPILE) pyproject.toml --extra dev --extra otel --group test --constraints requirements/run.txt --output-file $(LOCK)
 
 compose-env: ## write .env with random secrets for compose.yaml, once
 	@sh deploy/compose_env.sh

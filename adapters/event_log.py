@@ -132,6 +132,12 @@ async def events_by_id(
     return {row["id"]: _readable(row, personal) for row in await connection.fetch(_GET, event_ids)}
 
 
+async def request_id_of_event(connection: Connection, event_id: UUID) -> str | None:
+    """The request that an event came from; None where there is no such event."""
+    found: str | None = await connection.fetchval("SELECT metadata ->> 'requestId' FROM events WHERE id = $1", event_id)
+    return found
+
+
 def _readable(row: asyncpg.Record, personal: PersonalData) -> StoredEvent | Unreadable:
     try:
         return _stored(row, personal)
@@ -169,7 +175,12 @@ async def unsent_events(
             found.append(read)
         else:
             stuck.add(row["aggregate_id"])
-            log.error("an event cannot be read", eventId=str(row["id"]), error=type(read).__name__)
+            log.error(
+                "an event cannot be read",
+                eventId=str(row["id"]),
+                requestId=row["metadata"].get("requestId"),
+                error=type(read).__name__,
+            )
     return found, stuck
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,7 +37,8 @@ class Gathering(Generic[Item, Answer]):
         asked = _Asked(item, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask_all())
+            # What is asked for many must not be logged, nor traced, as the first one's.
+            self._asking = asyncio.create_task(self._ask_all(), context=Context())
         answer: Answer = await asked.answer
         return answer
 

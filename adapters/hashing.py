@@ -35,10 +35,15 @@ class Hasher:
             time_cost=cost.passes, memory_cost=cost.memory_kib, parallelism=cost.lanes, type=Type.ID
         )
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="hash")
-        self._places_max = self._threads + waiting_max
-        self._places = threading.BoundedSemaphore(self._places_max)
+        self.places_max = self._threads + waiting_max
+        self._places = threading.BoundedSemaphore(self.places_max)
         self._hash_s = 0.03
         self._dummy = self._argon2.hash("no user has this password: its hash is checked where there is none")
+
+    @property
+    def places_taken(self) -> int:
+        """Hashes in work or waiting, `places_max` of them at most."""
+        return self.places_max - self._places._value  # noqa: SLF001 - the library counts and does not tell
 
     async def hash(self, password: str) -> str:
         """The encoded hash of the normalised password; raises `Overloaded` when too many wait."""
@@ -61,7 +66,7 @@ class Hasher:
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
         if not self._places.acquire(blocking=False):
-            raise Overloaded(retry_after_s=max(1, round(self._places_max * self._hash_s / self._threads)))
+            raise Overloaded(retry_after_s=max(1, round(self.places_max * self._hash_s / self._threads)))
 
         def timed() -> T:
             began = time.perf_counter()

@@ -257,7 +257,7 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
     )
     return (
         replace(base, name=EVENTS_STREAM, subjects=["users.events.>"], max_bytes=settings.stream_bytes_max),
-        replace(base, name=LETTERS_STREAM, subjects=["users.dead-letters.>"]),
+        replace(base, name=LETTERS_STREAM, subjects=["users.dead-letters.>"], max_bytes=settings.letters_bytes_max),
         replace(base, name=REPLAYS_STREAM, subjects=["users.replay.>"], retention=RetentionPolicy.WORK_QUEUE),
         # What the server says when it gives a delivery up; kept here, since nobody may be listening when it says so.
         replace(

@@ -12,6 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from adapters.breaker import Breaker
 from adapters.settings import Settings
+from adapters.tracing import statement_listener
 from domain.refusals import Overloaded, Stale, Unavailable
 
 log = structlog.get_logger()
@@ -134,6 +135,10 @@ class Database:
     def in_use(self) -> int:
         return self._pool.get_size() - self._pool.get_idle_size()
 
+    @property
+    def connections_max(self) -> int:
+        return self._pool.get_max_size()
+
     async def close(self) -> None:
         """Give all connections back; those of a server that hangs are cut."""
         try:
@@ -164,6 +169,8 @@ class translated_errors:  # noqa: N801 - reads as a statement where it is used
 
 async def _prepare(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec("jsonb", encoder=_dumps, decoder=json.loads, schema="pg_catalog")
+    if listener := statement_listener():
+        connection.add_query_logger(listener)
 
 
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -122,6 +123,12 @@ class Settings(BaseSettings):
         description="health and metrics; 0 is a free one",
     )  # fmt: skip
     http_host: Line = Field(default="127.0.0.1", description="address that health and metrics listen on")
+    traces_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=_named("OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="where traces go, by OTLP over HTTP; needs the extra `otel`",
+        examples=["http://localhost:4318"],
+    )
     environment: Line = Field(default="production", description="named in health replies and logs")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
     log_format: Literal["auto", "json", "text"] = Field(
@@ -245,6 +252,10 @@ class Settings(BaseSettings):
     stream_bytes_max: int = Field(
         default=10 * 1024**3, ge=1024**2, le=1024**5, description="bytes of USER_EVENTS at most"
     )
+    letters_bytes_max: int = Field(
+        default=1024**3, ge=1024**2, le=1024**5,
+        description="bytes of USER_DEAD_LETTERS at most; what goes beyond waits in its table to be announced",
+    )  # fmt: skip
     avatar_bytes_max: int = Field(
         default=2 * 1024**3, ge=1024**2, le=1024**5, description="bytes of all avatars at most; one takes some 10 KiB"
     )
@@ -313,6 +324,18 @@ class Settings(BaseSettings):
     @classmethod
     def _a_mail_server(cls, value: SecretStr) -> SecretStr:
         mail_server(value.get_secret_value())
+        return value
+
+    @field_validator("traces_url")
+    @classmethod
+    def _a_collector(cls, value: SecretStr | None) -> SecretStr | None:
+        url = value.get_secret_value() if value else ""
+        if not url:
+            return None
+        if not is_well_formed(url, frozenset({"http", "https"})):
+            raise ValueError("must read http://host:4318 or https://host, without the path of a signal")
+        if find_spec("opentelemetry") is None:
+            raise ValueError("must be left out, or the extra `otel` installed: pip install 'user-service[otel]'")
         return value
 
     @field_validator("mail_from")

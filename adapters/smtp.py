@@ -3,6 +3,7 @@
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from uuid import UUID
 from aiosmtplib import SMTP, SMTPException, SMTPRecipientRefused, SMTPResponseException
 
 from adapters.mailboxes import UNSAFE_IN_HEADER, mail_domain, mail_server, mailbox, sender_of
+from adapters.tracing import span
 
 _HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 # Servers quote what they refuse: the recipient, a link from the body, a token.
@@ -139,6 +141,8 @@ class Mailer:
         self._permits = asyncio.Semaphore(connections_max)
         self._kept: list[tuple[float, SMTP]] = []
         self._closed = False
+        self.taken_at = float("-inf")
+        """When the server last took a mail, by the monotonic clock."""
 
     @property
     def domain(self) -> str:
@@ -149,11 +153,16 @@ class Mailer:
         """Hand over one mail; raises MailRefused for good, MailUnavailable for now."""
         message = build_message(mail, self._from)
         recipient = mailbox(mail.to)  # never read back from the header, which others may parse differently
+        with span("client", "send mail"):
+            await self._hand_over(message, recipient)
+
+    async def _hand_over(self, message: EmailMessage, recipient: str) -> None:
         async with self._turn():
             client = await self._announced(recipient)
             async with _exchange(client, self._command_timeout_s):
                 with _refusals():
                     await client.data(_content(message, client, utf8=not recipient.isascii()))
+            self.taken_at = time.monotonic()
             self._keep(client)
 
     async def probe(self) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from types import TracebackType
 
 import structlog
@@ -35,6 +34,7 @@ from adapters.settings import Settings, unknown_variables
 from adapters.smtp import Mailer
 from adapters.telemetry import Metrics
 from adapters.tokens import TokenMint
+from adapters.tracing import exported_traces
 from adapters.two_factor import TwoFactorSecrets
 from adapters.users import Account, StoredAccounts
 from contracts.api import OPERATIONS
@@ -54,6 +54,7 @@ from handlers.given_up import GivenUp
 from handlers.groups import Taker, watch
 from handlers.jobs import clear_away, keep_current
 from handlers.leftovers import remove_leftovers
+from handlers.measures import SharedFigures, note_keys, watch_dependencies, watch_mail, watch_process, watch_requests
 from handlers.once import Once
 from handlers.relay import Relay
 from handlers.replays import Replayer
@@ -134,7 +135,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         means = await _build(stack, settings, keys, on_closed)
         loops = await stack.enter_async_context(Loops())
-        loops.start(_keep_keys_read(keys), "keys")
+        _start_upkeep(loops, means, keys)
         hand_back = await _start_events(stack, loops, means, groups, on_closed)
         dispatcher = await _start_requests(stack, loops, means, keys, on_closed) if "requests" in groups else None
         port = None
@@ -157,6 +158,7 @@ async def serve(
 async def _build(
     stack: AsyncExitStack, settings: Settings, keys: Keys, on_closed: Callable[[], Awaitable[None]]
 ) -> Means:
+    await stack.enter_async_context(exported_traces(settings))  # before any connection, which may be listened to
     metrics = Metrics()
     database = await Database.connect(settings)
     await require_current(settings.database_url.get_secret_value())
@@ -208,6 +210,13 @@ class Loops:
         await self._group.__aexit__(kind, error, trace)
 
 
+def _start_upkeep(loops: Loops, means: Means, keys: Keys) -> None:
+    """What every process does, whichever its groups."""
+    loops.start(_keep_keys_read(keys, means.metrics), "keys")
+    loops.start(watch_dependencies(means.vitals.check, means.metrics), "dependencies")
+    loops.start(watch_process(means.database, means.redis, means.metrics), "figures of the process")
+
+
 async def _start_events(
     stack: AsyncExitStack, loops: Loops, means: Means, groups: Sequence[str], on_closed: Callable[[], Awaitable[None]]
 ) -> Callable[[], Awaitable[None]]:
@@ -221,6 +230,8 @@ async def _start_events(
             keep_current(means.database, "second-factor secrets", means.secrets.seal_anew), "second-factor secrets"
         )
         loops.start(_erasure(means).run(), "erasure")
+        figures = SharedFigures(means.database, means.bus.jetstream(), means.settings, means.metrics)
+        loops.start(figures.run(), "figures")
         loops.start(Replayer(means.database, means.bus, now=now).run(), "replays")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
@@ -230,7 +241,7 @@ async def _start_events(
     stack.push_async_callback(close, client)
     deliver = {group: taking.deliver for group, taking in _deliverers(stack, loops, means, wanted).items()}
     if "jobs" in groups:
-        deliver["jobs"] = GivenUp(means.database, client, means.announcer.wake).deliver
+        deliver["jobs"] = GivenUp(means.database, client, means.metrics, means.announcer.wake).deliver
     takers = [Taker(client, durable, deliver[durable.group]) for durable in durables(deliver)]
     for taker in takers:
         await taker.start()
@@ -252,6 +263,7 @@ def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Seque
             settings.smtp_url.get_secret_value(), sender=settings.mail_from, allow_plaintext=settings.allow_plaintext
         )
         stack.push_async_callback(mailer.close)
+        loops.start(watch_mail(mailer, means.metrics), "mail server")
         caps = MailCaps(Limits(means.redis, enabled=settings.rate_limits == "on"), means.personal, settings)
         email = Email(means.database, mailer, caps, settings, means.metrics, now)
         handlers["email"] = email.handle, email.handle_replayed
@@ -322,7 +334,7 @@ async def _start_requests(
     dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), once, steps)
     await Acknowledger(client, means.bus, QUEUE).start()
     await dispatcher.start()
-    loops.start(_every_second(partial(_sample, ctx)), "samples")
+    loops.start(watch_requests(ctx), "figures of requests")
     if settings.rate_limits == "off":
         log.warning("rate limits are off")
     await asyncio.to_thread(device_info, "Mozilla/5.0", None)  # its tables are loaded before the first request comes
@@ -333,24 +345,18 @@ async def _start_requests(
 _HASHING_HINT = "where set-up finds a C compiler it compiles argon2 for the processor, which makes it faster"
 
 
-async def _sample(ctx: Context) -> None:
-    """Figures that are read, not counted."""
-    metrics = ctx.metrics
-    metrics.connections.set(ctx.database.in_use)
-    metrics.redis_away.set(ctx.limits.redis_is_away)
-    for level, cache in (("l1", ctx.accounts.local), ("l2", ctx.accounts.shared), ("standing", ctx.standings)):
-        metrics.cache_hits.labels(level).set(cache.hits)
-        metrics.cache_misses.labels(level).set(cache.misses)
-
-
-async def _keep_keys_read(keys: Keys) -> None:
+async def _keep_keys_read(keys: Keys, metrics: Metrics) -> None:
     """A rotation reaches every process without a restart; a file that cannot be used changes nothing."""
+    file_is_usable = True
     while True:
+        note_keys(keys, metrics, file_is_usable=file_is_usable)
         await asyncio.sleep(RELOAD_S)
         try:
             if await asyncio.to_thread(keys.reload):
+                file_is_usable = True
                 log.info("keys read again")
         except BadKeys as error:
+            file_is_usable = False
             log.error("the key file cannot be used; going on with the keys read before", error=str(error))
 
 

@@ -19,6 +19,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from structlog.contextvars import bind_contextvars
 
 from adapters.event_log import StoredEvent, Unreadable, events_by_id, is_same
 from adapters.gathering import Gathering
@@ -27,6 +28,7 @@ from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.telemetry import Metrics
+from adapters.tracing import span
 from adapters.turns import Turns
 from domain.refusals import Overloaded, Stale, Unavailable
 
@@ -38,6 +40,7 @@ IN_HAND_S = 2.0
 REPLAY_PAUSES_S = (1.0, 5.0)
 """Between the tries of a replay: an operator waits for its outcome, and can have it done again."""
 _UNAUTHENTIC = "unauthentic"
+REASONS = ("attempts_exhausted", "mail_refused", _UNAUTHENTIC, "worker_died")
 _DIED = "WorkerDied"
 
 
@@ -124,15 +127,27 @@ class Deliverer:
         self._note = Gathering(self._note_all)
         self._turns = Turns()
         self._alone = asyncio.Lock()
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """A figure's first rise is seen only where it stood at 0 before."""
+        self._metrics.redeliveries.labels(self.group)
+        for outcome in ("put_off", "dead"):
+            self._metrics.deliveries.labels(self.group, outcome)
+        for reason in REASONS:
+            self._metrics.dead_letters.labels(self.group, reason)
 
     async def deliver(self, message: Msg) -> None:
         """See one delivery to its end: acknowledged, put off, or buried. Never raises but for a cancellation."""
         delivery = Delivery.of(message)
+        bind_contextvars(group=self.group, eventId=str(delivery.event_id))
+        if delivery.number > 1:
+            self._metrics.redeliveries.labels(self.group).inc()
         began = time.perf_counter()
         outcome = "handed_back"
         beating = asyncio.create_task(_beat(message))
         try:
-            outcome = await self._deliver(delivery)
+            outcome = await self._deliver_traced(delivery)
         except asyncio.CancelledError:
             await hand_back(message)
             raise
@@ -140,6 +155,15 @@ class Deliverer:
             beating.cancel()
             self._metrics.deliveries.labels(self.group, outcome).inc()
             self._metrics.delivery_seconds.labels(self.group).observe(time.perf_counter() - began)
+
+    async def _deliver_traced(self, delivery: Delivery) -> str:
+        """In a span of the trace that the message carries on, where traces are on."""
+        parent = (delivery.message.headers or {}).get("traceparent")
+        with span("consumer", self.group, delivery.event_type, parent=parent) as around:
+            outcome = await self._deliver(delivery)
+            if around is not None:
+                around.note("outcome", outcome)
+            return outcome
 
     async def _deliver(self, delivery: Delivery) -> str:
         while True:
@@ -157,6 +181,7 @@ class Deliverer:
             return await self._put_off(delivery, found)
         if found is None or not is_same(found, str(delivery.user_id), delivery.event_type, delivery.message.data):
             return await self._bury(delivery, _UNAUTHENTIC, "Unauthentic", "no event of ours says this")
+        bind_contextvars(requestId=found.event.metadata.request_id)
         if done:
             await delivery.message.ack()
             return "already_done"
@@ -246,9 +271,7 @@ class Deliverer:
         trace = "".join(traceback.format_exception(error, limit=8))
         async with self._database.connection() as connection:
             await record_attempt(connection, delivery.durable, delivery.event_id, delivery.number, name, message, trace)
-        log.warning(
-            "delivery failed", group=self.group, eventId=str(delivery.event_id), attempt=delivery.number, error=name
-        )
+        log.warning("delivery failed", attempt=delivery.number, error=name)
         pauses_s = self._pauses_of(delivery)
         if delivery.number > len(pauses_s):
             return await self._bury(delivery, "attempts_exhausted", name, message)
@@ -263,7 +286,7 @@ class Deliverer:
         """Let it wait as a letter, which goes out by itself once what is before it is dealt with."""
         await self._write_letter(delivery, "held", "Held", "an earlier event of this user is not dealt with", "held")
         await delivery.message.term()
-        log.info("held behind an earlier event", group=self.group, eventId=str(delivery.event_id))
+        log.info("held behind an earlier event")
         return "held"
 
     async def _bury(self, delivery: Delivery, reason: str, error: str, message: str) -> str:
@@ -271,7 +294,7 @@ class Deliverer:
         await self._write_letter(delivery, reason, error, message, "dead")
         await delivery.message.term()
         self._metrics.dead_letters.labels(self.group, reason).inc()
-        log.error("dead letter", group=self.group, eventId=str(delivery.event_id), reason=reason, error=error)
+        log.error("dead letter", reason=reason, error=error)
         self._wake_announcer()
         return "dead"
 

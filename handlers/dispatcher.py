@@ -22,6 +22,7 @@ from adapters.idempotency import Kept
 from adapters.limits import LimitReached, Window
 from adapters.nats import LEAVE_S, MessageTooLarge, leave, send, settle
 from adapters.telemetry import release
+from adapters.tracing import span
 from contracts.operations import Even, Limit, Operation
 from contracts.wire import Error, ErrorCode, Meta, Wire
 from domain.refusals import (
@@ -197,7 +198,6 @@ class Dispatcher:
                 return  # not a request: there is nobody to answer
             asked = Asked(operation, message, time.perf_counter())
             if self._refusing or len(self._tasks) >= self._ctx.settings.requests_max:
-                self._ctx.metrics.shed.inc()
                 await self._finish(asked, self._refuse(message.headers or {}, Overloaded()))
                 return
             self._spawn(self._handle(asked, handler))
@@ -227,7 +227,7 @@ class Dispatcher:
             with self._answered_for(asked, headers, at=call.deadline + TIDYING_S):
                 async with asyncio.timeout_at(call.deadline):
                     self._require_time(operation, call)
-                    answer = await self._answer(operation, handler, call, message)
+                    answer = await self._answer_traced(operation, handler, call, message)
                     await self._even_out(asked, answer)
         except Refusal as refusal:
             answer = self._refuse(headers, refusal)
@@ -280,6 +280,15 @@ class Dispatcher:
             yield
         finally:
             timer.cancel()
+
+    async def _answer_traced(self, operation: Operation, handler: Handler, call: Call, message: Msg) -> Answer:
+        """The answer, in a span of its request where traces are on; what the request changes continues that span."""
+        with span("server", operation.subject, parent=call.traceparent) as around:
+            if around is None:
+                return await self._answer(operation, handler, call, message)
+            answer = await self._answer(operation, handler, replace(call, traceparent=around.traceparent), message)
+            around.note("code", answer.error.code if answer.error else "OK")
+            return answer
 
     async def _answer(self, operation: Operation, handler: Handler, call: Call, message: Msg) -> Answer:
         ctx, headers = self._ctx, message.headers or {}
@@ -371,6 +380,8 @@ class Dispatcher:
             figures.errors += 1
             figures.last_error = answer.error.code
         metrics = self._ctx.metrics
+        if answer.error and answer.error.code == ErrorCode.OVERLOADED.name:
+            metrics.shed.inc()
         metrics.requests.labels("NATS", operation.subject, str(number)).inc()
         metrics.request_seconds.labels("NATS", operation.subject).observe(seconds)
         metrics.in_work.set(len(self._tasks))

@@ -14,10 +14,13 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
+from structlog.contextvars import bind_contextvars
 
+from adapters.event_log import request_id_of_event
 from adapters.inbox import add_letter, done_among
-from adapters.nats import REPLAYS_STREAM, message_at
+from adapters.nats import EVENT_GROUPS, REPLAYS_STREAM, message_at
 from adapters.postgres import Database
+from adapters.telemetry import Metrics
 from domain.refusals import Overloaded, Stale, Unavailable
 from handlers.delivery import Claim
 
@@ -29,9 +32,14 @@ AGAIN_S = 5.0
 class GivenUp:
     """Writes the letters that no worker lived long enough to write."""
 
-    def __init__(self, database: Database, client: Client, wake_announcer: Callable[[], None]) -> None:
+    def __init__(
+        self, database: Database, client: Client, metrics: Metrics, wake_announcer: Callable[[], None]
+    ) -> None:
         self._database = database
+        self._metrics = metrics
         self._js = client.jetstream()
+        for group in EVENT_GROUPS:
+            metrics.given_up.labels(group)  # a rise from 0 is seen only where a 0 was
         self._wake_announcer = wake_announcer
 
     async def deliver(self, message: Msg) -> None:
@@ -54,8 +62,11 @@ class GivenUp:
             log.warning("a message that was given up is gone", stream=stream, sequence=sequence)
             return
         group = durable.removesuffix("-replay")
+        self._metrics.given_up.labels(group).inc()
         claim = Claim.of(given_up.subject or "", given_up.data or b"", stream, sequence)
         async with self._database.connection() as connection:
+            request_id = await request_id_of_event(connection, claim.event_id)
+            bind_contextvars(group=group, eventId=str(claim.event_id), requestId=request_id)
             if not await done_among(connection, group, [claim.event_id]):
                 await add_letter(
                     connection,
@@ -74,7 +85,8 @@ class GivenUp:
                     stream_sequence=sequence,
                     durable=durable,
                 )
-                log.error("dead letter", group=group, eventId=str(claim.event_id), reason="worker_died")
+                self._metrics.dead_letters.labels(group, "worker_died").inc()
+                log.error("dead letter", reason="worker_died")
         if stream == REPLAYS_STREAM:
             with suppress(NotFoundError):
                 await self._js.delete_msg(stream, sequence)  # the queue would hand it to nobody, for ever

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import structlog
@@ -20,6 +21,7 @@ from adapters.telemetry import Metrics
 from domain.refusals import Unavailable
 from handlers.delivery import hand_back
 from handlers.endings import let_end
+from handlers.measures import note_consumer
 
 log = structlog.get_logger()
 
@@ -100,9 +102,10 @@ class Taker:
             return  # `stop` hands them back once no pull of ours is open: earlier they would come straight back to us
         taken, self._taken = self._taken, []
         for message in taken:
-            task = asyncio.create_task(self._deliver(message))
+            context = copy_context()  # of this delivery alone, also for what is logged of its end
+            task = asyncio.create_task(self._deliver(message), context=context)
             self._work.add(task)
-            task.add_done_callback(self._on_done)
+            task.add_done_callback(self._on_done, context=context)
 
     @property
     def in_work(self) -> int:
@@ -154,8 +157,7 @@ async def _look_after(js: JetStreamContext, settings: Settings, taker: Taker, me
         log.error("a group's durable was deleted; making it again", durable=durable.name)
         await provision(js, settings, (durable.group,))
         return
-    metrics.consumer_pending.labels(durable.name).set(info.num_pending or 0)
-    metrics.consumer_unacked.labels(durable.name).set(info.num_ack_pending or 0)
+    note_consumer(metrics, durable, info)
     silent_s = time.monotonic() - taker.last_active
     if info.num_pending and not info.num_waiting and not taker.in_work and silent_s > SILENT_S:
         raise GroupIsSilent(f"{durable.name} has work waiting and does not pull")

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import structlog
@@ -18,13 +18,16 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import APIError
+from structlog.contextvars import bind_contextvars
 
+from adapters.backlog import outbox_backlog
 from adapters.bounded import BoundedDict
 from adapters.event_log import StoredEvent, unsent_events
 from adapters.nats import INVALIDATE, MessageTooLarge, invalidation, last_message, require_fits, send
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.telemetry import Metrics
+from adapters.tracing import span
 from contracts.events import SOURCE, SUBJECT_PREFIX, subject_of
 from domain.refusals import Overloaded, Stale, Unavailable
 
@@ -55,9 +58,6 @@ WITH gone AS (DELETE FROM outbox WHERE position = ANY($1))
 UPDATE relay_heads h SET version = row.version, stream_sequence = row.sequence
 FROM unnest($2::uuid[], $3::integer[], $4::bigint[]) AS row (user_id, version, sequence)
 WHERE h.user_id = row.user_id"""
-_WAITING = """
-SELECT count(*) AS waiting, coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0) AS age_s
-FROM outbox"""
 
 
 @dataclass(slots=True)
@@ -123,10 +123,9 @@ class Relay:
 
     async def _measure(self) -> None:
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_WAITING)
-        if row is not None:
-            self._metrics.relay_waiting.set(row["waiting"])
-            self._metrics.relay_lag.set(float(row["age_s"]))
+            waiting, age_s = await outbox_backlog(connection)
+        self._metrics.relay_waiting.set(waiting)
+        self._metrics.relay_lag.set(age_s)
 
     async def _announce_some(self) -> bool:
         """One pass over some users; True when there may be more to do at once."""
@@ -159,7 +158,6 @@ class Relay:
         """Leave a user's events alone until the limit changes: they keep their order, and nobody else waits."""
         log.error(
             "an event is too large for the bus",
-            eventId=str(stored.event.id),
             type=stored.event.type,
             userId=str(stored.event.aggregate_id),
             size=error.size,
@@ -189,8 +187,9 @@ class Relay:
             try:
                 async with asyncio.timeout_at(deadline):
                     for stored in by_user.get(head.user_id, ()):
+                        bind_contextvars(requestId=stored.event.metadata.request_id, eventId=str(stored.event.id))
                         if stored.event.version > head.version:
-                            await self._publish(head, stored)
+                            await self._publish_traced(head, stored)
                         sent.append(stored)
             except MessageTooLarge:
                 return  # this user is set aside, and the log says why
@@ -210,6 +209,11 @@ class Relay:
             [head.version for head in heads],
             [head.sequence for head in heads],
         )
+
+    async def _publish_traced(self, head: Head, stored: StoredEvent) -> None:
+        """Publish one event in a span of its request's trace, where traces are on; its deliveries continue that."""
+        with span("producer", "publish", stored.event.type, parent=stored.traceparent) as around:
+            await self._publish(head, replace(stored, traceparent=around.traceparent) if around else stored)
 
     async def _publish(self, head: Head, stored: StoredEvent) -> None:
         """Put one event behind the user's last, and move the head to what is last then."""

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from adapters.nats import close, connect
 from adapters.postgres import Database
 from adapters.redis import Redis
 from adapters.settings import Settings
+from adapters.telemetry import WorkerMetrics
 from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
@@ -36,6 +37,7 @@ async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, 
         figures = stack.enter_context(tempfile.TemporaryDirectory(prefix="user-service-metrics-"))
         registry = CollectorRegistry()
         MultiProcessCollector(registry, figures)  # type: ignore[no-untyped-call]
+        ended = WorkerMetrics(registry).ended
         database = await Database.connect(settings.model_copy(update={"pool_min": 1, "pool_max": 2}), name="supervisor")
         stack.push_async_callback(database.close)
         redis = Redis(settings.redis)
@@ -48,10 +50,10 @@ async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, 
         log.info("supervising", workers=workers, httpPort=port)
         async with asyncio.TaskGroup() as keepers:
             for number in range(workers):
-                keepers.create_task(_keep(groups, figures, stop, number), name=f"worker {number}")
+                keepers.create_task(_keep(groups, figures, stop, number, ended), name=f"worker {number}")
 
 
-async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number: int) -> None:
+async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number: int, ended: Counter) -> None:
     pause_s = PAUSE_S_MIN
     loop = asyncio.get_running_loop()
     while not stop.is_set():
@@ -64,6 +66,7 @@ async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number
         mark_process_dead(process.pid, figures)  # type: ignore[no-untyped-call]
         if stop.is_set():
             return
+        ended.inc()
         pause_s = PAUSE_S_MIN if loop.time() - began > STEADY_S else min(pause_s * 2, PAUSE_S_MAX)
         log.error("worker ended", worker=number, exit=process.returncode, startsAgainInS=pause_s)
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -74,7 +75,7 @@ async def _probe(name: str, ask: Callable[[], Awaitable[None]], *, required: boo
     try:
         async with asyncio.timeout(PROBE_S):
             await ask()
-    except (Unavailable, Overloaded, Stale, RedisAway, OSError, TimeoutError) as error:
+    except (Unavailable, Overloaded, Stale, RedisAway, NatsError, OSError, TimeoutError) as error:
         message = "no answer in time" if isinstance(error, TimeoutError) else "not available"
         status = "unhealthy" if required else "degraded"
     elapsed_ms = round((time.perf_counter() - began) * 1000, 1)

@@ -7,8 +7,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from adapters.nats import TAKING_GROUPS, durables
 from tests.gateway import Gateway
-from tests.program import Dev
+from tests.program import Dev, eventually
 
 CHECKS = {"database", "nats", "redis", "memory", "disk"}
 METRICS = {
@@ -16,6 +17,10 @@ METRICS = {
     "authentication_attempts_total", "user_registrations_total", "requests_in_work", "requests_shed_total",
     "relay_lag_seconds", "relay_outbox_events", "event_consumer_pending", "event_deliveries_total",
     "dead_letters_total", "cache_hits", "cache_misses", "redis_away", "password_hashes_total",
+    "requests_in_work_max", "password_hash_queue_depth", "database_connections_max", "dependency_up",
+    "event_consumer_unacked", "event_consumer_pulls", "event_redeliveries_total", "event_deliveries_given_up_total",
+    "dead_letters_unannounced", "replay_jobs_running", "replay_idle_seconds", "stream_bytes", "stream_bytes_max",
+    "erasure_overdue_seconds", "key_in_force", "key_file_unusable", "process_start_time_seconds",
 }  # fmt: skip
 
 
@@ -60,6 +65,36 @@ async def test_the_figures_have_the_names_that_dashboards_know(dev: Dev, client:
     assert 'authentication_attempts_total{method="password",result="success"}' in text
     for group in ("email", "audit", "cache"):
         assert f'event_deliveries_total{{group="{group}"' in text, group
+
+
+async def figures(dev: Dev) -> dict[str, float]:
+    _, text = await page(dev, "/metrics")
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {series: float(value) for series, _, value in lines}
+
+
+async def test_the_figures_say_how_everything_is(dev: Dev) -> None:
+    async def all_are_read() -> bool:
+        found = await figures(dev)
+        return 'event_consumer_pulls{group="given-up"}' in found and 'dependency_up{dependency="smtp"}' in found
+
+    await eventually(all_are_read, within_s=15, what="the first round of figures")
+    found = await figures(dev)
+    for name in ("database", "nats", "redis", "smtp"):
+        assert found[f'dependency_up{{dependency="{name}"}}'] == 1, name
+    for name in ("database", "redis"):
+        assert found[f'user_service_breaker_state{{dependency="{name}"}}'] == 0, name
+    assert found["requests_in_work_max"] == 512
+    assert found["database_connections_max"] == 20
+    assert found["password_hash_queue_max"] > 64
+    assert found["key_file_unusable"] == found["replay_jobs_running"] == 0
+    for purpose in ("access", "personal", "seal"):
+        assert [value for name, value in found.items() if f'purpose="{purpose}"' in name and "kid=" in name] == [1]
+    for stream in ("USER_EVENTS", "USER_DEAD_LETTERS"):
+        assert 0 <= found[f'stream_bytes{{stream="{stream}"}}'] < found[f'stream_bytes_max{{stream="{stream}"}}']
+    assert {name for name in found if name.startswith("event_consumer_pulls")} == {
+        f'event_consumer_pulls{{group="{durable.name}"}}' for durable in durables(TAKING_GROUPS)
+    }
 
 
 async def test_no_label_of_a_figure_comes_from_a_caller(dev: Dev, client: Gateway) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -86,6 +87,17 @@ class Run:
         """Where health and metrics are."""
         told = self.lines("supervising") or self.lines("ready")
         return int(told[0]["httpPort"])
+
+    async def figures(self) -> dict[str, float]:
+        """What `/metrics` says, by series."""
+
+        def page() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=10) as answer:
+                return str(answer.read(), "utf-8")
+
+        text = await asyncio.to_thread(page)
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(figure) for name, _, figure in lines}
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -186,3 +186,5 @@ async def test_an_event_too_large_for_the_bus_waits_in_sight_and_goes_out_once_t
         await relay.stop()
     found = await require_stream(house.ready, others | dict.fromkeys(writers, 5))
     require_told(relay.lines(TOO_LARGE), {user_id: found[user_id][3] for user_id in writers})
+    too_large = {found[user_id][3]["id"]: found[user_id][3]["metadata"]["requestId"] for user_id in writers}
+    assert {line["eventId"]: line["requestId"] for line in relay.lines(TOO_LARGE)} == too_large

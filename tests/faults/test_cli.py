@@ -6,7 +6,6 @@ import signal
 import socket
 import stat
 import time
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from uuid import uuid4
 import asyncpg
 import psutil  # type: ignore[import-untyped]
 
-from tests.faults.house import ADMIN_EMAIL, ADMIN_PASSWORD, House, Run
+from tests.faults.house import ADMIN_EMAIL, ADMIN_PASSWORD, House
 from tests.gateway import new_email
 from tests.program import command, until
 
@@ -163,16 +162,6 @@ async def test_create_admin_holds_to_the_rules_for_passwords(house: House) -> No
     require_one_line(taken[2], ADMIN_EMAIL)
 
 
-async def metrics_of(run: Run) -> dict[str, float]:
-    def page() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{run.http_port}/metrics", timeout=10) as answer:
-            return str(answer.read(), "utf-8")
-
-    text = await asyncio.to_thread(page)
-    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
-    return {name: float(figure) for name, _, figure in lines}
-
-
 async def test_workers_are_counted_together_started_again_and_stopped(house: House) -> None:
     async with house.run("--workers", "2", "requests", "relay") as run, house.gateway() as client:
         # Made by `create-admin`: it can sign in, and is one.
@@ -183,13 +172,16 @@ async def test_workers_are_counted_together_started_again_and_stopped(house: Hou
         assert len(workers) == 2
         for _ in range(40):
             assert (await client.call("auth.jwks")).ok
-        assert (await metrics_of(run))[SERVED] == 40
+        assert (await run.figures())[SERVED] == 40
 
         workers[0].send_signal(signal.SIGKILL)
         await until(lambda: len(run.lines("ready")) == 3, within_s=20, what="the killed worker to be there again")
         for _ in range(10):
             assert (await client.call("auth.jwks")).ok
-        assert (await metrics_of(run))[SERVED] == 50
+        figures = await run.figures()
+        assert (figures[SERVED], figures["worker_ends_total"]) == (50, 1)
+        assert (figures["requests_in_work_max"], figures["database_connections_max"]) == (2 * 512, 2 * 20)
+        assert not [series for series in figures if "pid=" in series]
 
         alive = psutil.Process(run.process.pid).children()
         assert len(alive) == 2

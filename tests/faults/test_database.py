@@ -9,7 +9,7 @@ from uuid import UUID
 
 from aiosmtpd.smtp import Envelope
 
-from tests.faults.house import ADMIN_PASSWORD, House
+from tests.faults.house import ADMIN_PASSWORD, House, Run
 from tests.faults.ledger import (
     Ledger,
     emails,
@@ -22,7 +22,7 @@ from tests.faults.ledger import (
 from tests.faults.people import AWAY, BACK_S_MAX, UNVERIFIED, People
 from tests.gateway import database
 from tests.integration.mail_server import MailServer
-from tests.program import until
+from tests.program import eventually, until
 
 REFUSED_S_MAX = 3.0  # one second is promised; this machine is shared
 QUICKLY_S = 0.3  # a tenth is promised; this machine is shared
@@ -51,6 +51,10 @@ async def test_a_restarted_database_costs_refusals_alone(
         assert not run.lines("request failed")
 
 
+async def is_left_alone(run: Run) -> bool:
+    return (await run.figures())['user_service_breaker_state{dependency="database"}'] > 0
+
+
 async def test_a_hung_database_is_left_alone_and_found_back(
     house: House, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
@@ -62,6 +66,7 @@ async def test_a_hung_database_is_left_alone_and_found_back(
                 await until(lambda: run.lines("postgres is left alone for a while"), within_s=15, what="the breaker")
                 before = len(people.outcomes)
                 await until(lambda: len(people.outcomes) > before + 100, within_s=15, what="quick refusals")
+                await eventually(lambda: is_left_alone(run), within_s=10, what="the figure of the breaker")
                 refused_s = sorted(outcome.seconds for outcome in people.outcomes[before:] if outcome.code in AWAY)
             back_s = await people.until_answered(100, within_s=20)
         counts = await people.require_kept(house)
@@ -105,6 +110,8 @@ async def test_a_database_that_goes_and_comes_back(
             record_testsuite_property("database back, seconds", time.monotonic() - began)
             stop.set()
         assert codes <= AWAY, run.lines("request failed")[:1]
+        asked = {line["requestId"] for line in run.lines("request") if line["subject"] == "users.v1.auth.register"}
+        assert asked & {line.get("requestId") for line in run.lines("postgres is not available")}
         await until_finished(house.ready, ledger.user_ids.values(), within_s=45)
         assert not run.has_ended
     events = await require_stream(house.ready, await require_rows(house.ready, ledger.user_ids))

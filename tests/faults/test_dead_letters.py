@@ -196,8 +196,12 @@ async def test_what_the_server_gave_up_while_nobody_listened_becomes_a_letter(ho
                     idle = 0
             except (NatsTimeout, TimeoutError):
                 idle += 1
-    async with house.run("jobs", **QUICK), database(house.ready) as rows:
+    async with house.run("jobs", **QUICK) as run, database(house.ready) as rows:
         await letters_stand(house, ledger, 4)
+        assert (await run.figures())['event_deliveries_given_up_total{group="email"}'] == 4
+        told = {(line["eventId"], line["requestId"]) for line in run.lines("dead letter")}
+        asked = "SELECT id::text, metadata ->> 'requestId' FROM events WHERE aggregate_id = ANY($1)"
+        assert told == {tuple(row) for row in await rows.fetch(asked, list(ledger.user_ids.values()))}
         found = await rows.fetch(
             "SELECT reason, deliveries, version, body FROM dead_letters WHERE user_id = ANY($1)",
             list(ledger.user_ids.values()),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
@@ -71,10 +72,11 @@ async def test_mail_waits_for_its_server(house: House) -> None:
 
 async def test_mail_that_is_never_taken_becomes_letters(house: House) -> None:
     wanted, ledger = emails(20), Ledger()
-    async with house.run(USER_SERVICE_DELIVERY_PAUSES="0.1 0.2 0.3"), house.gateway() as client:
+    async with house.run(USER_SERVICE_DELIVERY_PAUSES="0.1 0.2 0.3") as run, house.gateway() as client:
         async with house.without_mail():
             await ledger.register(client, wanted, at_once=5)
             letters = await letters_of(house, ledger.user_ids.values(), 20)
+            assert (await run.figures())['event_redeliveries_total{group="email"}'] == 60
             on_stream = await announced(house, 20)
         async with database(house.ready) as rows, asyncio.timeout(10):
             while await rows.fetchval(_DONE, list(ledger.user_ids.values()), ["audit", "cache"]) < 80:
@@ -86,6 +88,9 @@ async def test_mail_that_is_never_taken_becomes_letters(house: House) -> None:
         events = await require_stream(house.ready, versions)
 
     published = {event["id"]: event for of_user in events.values() for event in of_user if event["type"] == ASKED}
+    told = [(line["eventId"], line["requestId"], line["group"]) for line in run.lines("delivery failed")]
+    assert Counter(told) == {(id, event["metadata"]["requestId"], "email"): 4 for id, event in published.items()}
+    assert {(line["eventId"], line["requestId"], line["group"]) for line in run.lines("dead letter")} == set(told)
     await require_audit(house.ready, (event for of_user in events.values() for event in of_user))
     assert {(row["group_name"], row["reason"], row["deliveries"], row["n"]) for row in letters} == {
         ("email", "attempts_exhausted", 4, 1)

@@ -17,6 +17,8 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encod
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
+DEPENDENCIES: list[str] = [*PYPROJECT["project"]["dependencies"], *EXTRAS["dev"], *EXTRAS["otel"]]
 
 each_service = pytest.mark.parametrize("name", SERVICES)
 
@@ -182,14 +184,13 @@ def test_the_lock_pins_every_package_by_hash_and_names_no_host(name: str) -> Non
 
 def test_the_lock_names_all_that_pyproject_asks_for() -> None:
     lock = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements/dev.txt").read_text(encoding="utf-8"), re.MULTILINE))
-    asked = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+    asked = DEPENDENCIES.copy()
     asked += PYPROJECT["dependency-groups"]["test"]
     assert {distribution_name(requirement) for requirement in asked} <= lock
 
 
 def test_the_import_rules_name_every_dependency() -> None:
-    asked = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
-    names = {distribution_name(requirement) for requirement in asked}
+    names = {distribution_name(requirement) for requirement in DEPENDENCIES}
     modules = {
         module
         for module, distributions in packages_distributions().items()

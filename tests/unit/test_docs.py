@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from adapters.telemetry import Metrics
+from adapters.telemetry import Metrics, WorkerMetrics
 from contracts.events import EVENTS
 from contracts.wire import ErrorCode
 from docs.generate import PAGES, WHEN
@@ -48,7 +49,9 @@ def test_links_inside_a_generated_page_have_a_heading(name: str) -> None:
 
 def test_every_metric_is_explained() -> None:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    for family in Metrics().registry.collect():
+    supervisor = CollectorRegistry()
+    WorkerMetrics(supervisor)
+    for family in (*Metrics().registry.collect(), *supervisor.collect()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert f"`{name}`" in page, name
 

@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
 from adapters.gathering import ITEMS_MAX, Gathering
 from domain.refusals import Unavailable
+
+_REQUEST: ContextVar[str] = ContextVar("request", default="nobody's")
 
 
 class Doubler:
@@ -82,3 +85,12 @@ async def test_who_leaves_is_not_waited_for_and_takes_nobody_along() -> None:
     with pytest.raises(asyncio.CancelledError):
         await leaving
     assert await double(3) == 6
+
+
+async def test_what_is_asked_for_many_is_no_part_of_the_first_ones_request() -> None:
+    async def whose(numbers: Sequence[int]) -> Sequence[str]:
+        return [_REQUEST.get() for _ in numbers]
+
+    gathering = Gathering(whose)
+    _REQUEST.set("mine")
+    assert await gathering(1) == "nobody's"

@@ -87,6 +87,7 @@ WRONG = {
     "public_url": "https://accounts.example?marker=",
     "http_port": "65536",
     "http_host": "",
+    "traces_url": "collector:4318",
     "environment": "one\ntwo",
     "log_level": "loud",
     "log_format": "xml",
@@ -137,6 +138,7 @@ WRONG = {
     "duplicate_window_seconds": "0",
     "relay_fence": "maybe",
     "stream_bytes_max": "9" * 30,
+    "letters_bytes_max": "1000",
     "avatar_bytes_max": "1",
     "upload_bytes_max": "large",
     "session_cap": "0",
@@ -349,3 +351,11 @@ def test_a_variable_that_is_no_setting_is_named(monkeypatch: pytest.MonkeyPatch)
     for name in ("USER_SERVICE_LOGLEVEL", "USER_SERVICE_LOG_LEVEL", "USER_SERVICE_DEV_NATS_SERVER", "OTHER_THING"):
         monkeypatch.setenv(name, "x")
     assert unknown_variables() == ["USER_SERVICE_LOGLEVEL"]
+
+
+def test_a_collector_without_the_extra_is_a_fault_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.settings.find_spec", lambda _: None)
+    assert _read(monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT="").traces_url is None
+    lines = _faults(monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT="http://localhost:4318", HTTP_PORT="0x1")
+    assert len(lines) == 2
+    assert any("pip install 'user-service[otel]'" in line for line in lines)
