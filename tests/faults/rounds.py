@@ -57,10 +57,7 @@ class Callers:
         """Those who write and refresh: registered and signed in before anything happens."""
         found = []
         for email in emails(WRITERS + REFRESHERS):
-            reply = await self._until_answered(
-                "auth.register", {"Idempotency-Key": key_of(email)}, **registration(email)
-            )
-            self.ledger.accepted[email] = reply
+            await self.registered(email)
             found.append((await self._until_answered("auth.login", {}, email=email, password=PASSWORD)).data)
         return found
 
@@ -99,10 +96,15 @@ class Callers:
         """One address after the other, each asked for until it is registered."""
         while not self.stop.is_set():
             [email] = emails(1)
-            self.ledger.accepted[email] = await self._until_answered(
-                "auth.register", {"Idempotency-Key": key_of(email)}, **registration(email)
-            )
+            await self.registered(email)
             await self._pause()
+
+    async def registered(self, email: str) -> UUID:
+        """Ask until the address is registered; the new user's id."""
+        self.ledger.accepted[email] = await self._until_answered(
+            "auth.register", {"Idempotency-Key": key_of(email)}, **registration(email)
+        )
+        return self.ledger.user_ids[email]
 
     async def _until_answered(self, operation: str, who: Mapping[str, str], **body: object) -> Reply:
         while not (reply := await self._ask(operation, who, **body)):
