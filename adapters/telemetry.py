@@ -141,6 +141,13 @@ class Metrics:
             "event_consumer_unacked", "Deliveries a group has not acknowledged", ["group"], registry=registry
         )
         self.dead_letters = Counter("dead_letters_total", "Letters written", ["group", "reason"], registry=registry)
+        self.audit_seals = Counter("audit_seals_total", "Seals put on the audit log", registry=registry)
+        self.audit_unsealed_seconds = Gauge(
+            "audit_unsealed_seconds", "Age of the oldest audit row that stands under no seal yet", registry=registry
+        )
+        self.audit_cuts = Counter(
+            "audit_cuts_total", "Times more seals were published than the audit log has", registry=registry
+        )
         self.cache_hits = Gauge("cache_hits", "Reads answered by a cache since the start", ["level"], registry=registry)
         self.cache_misses = Gauge("cache_misses", "Reads a cache could not answer", ["level"], registry=registry)
         self.redis_away = Gauge("redis_away", "1 while Redis is being left alone", registry=registry)

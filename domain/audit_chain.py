@@ -21,7 +21,8 @@ Entry = tuple[int, bytes]
 
 
 class Kind(StrEnum):
-    """What somebody has done. Those of rows are at positions of the log, those of seals at numbers of the chain."""
+    """What somebody has done. Rows are named by their positions, seals by their numbers, and what
+    is no head by its place on the stream."""
 
     ROW_EDITED = "row_edited"
     ROW_REMOVED = "row_removed"
@@ -147,14 +148,15 @@ class Walk:
 
     @property
     def last_published(self) -> int:
-        """The highest number that was published under our signature; 0 for none."""
+        """The highest number that was published; 0 for none."""
         return self._last_head
 
+    def is_head(self, head: Seal) -> bool:
+        """Whether a published head is one that we have signed."""
+        return head.hash == head.hashed() and self._is_ours(head.hash, head.signature)
+
     def published(self, head: Seal) -> None:
-        """A head that stands outside of the database, in order of their numbers."""
-        if head.hash != head.hashed() or not self._is_ours(head.hash, head.signature):
-            self.foreign(head.number)
-            return
+        """A head of ours that stands outside of the database, in order of their numbers."""
         if head.number > self._last_head + 1 and self._last_head:
             self._note(Kind.HEAD_REMOVED, self._last_head + 1, head.number - 1, "gone from among the published heads")
         self._last_head = max(self._last_head, head.number)
@@ -162,9 +164,9 @@ class Walk:
         if len(self._heads) > 2:  # a seal asks for its own and for its predecessor's
             del self._heads[min(self._heads)]
 
-    def foreign(self, number: int) -> None:
-        """A message where heads are published that is none of ours."""
-        self._note(Kind.HEAD_FOREIGN, number, number, "among the published heads stands one that we have not signed")
+    def foreign(self, sequence: int) -> None:
+        """A message where heads are published that is none of ours, by its place there."""
+        self._note(Kind.HEAD_FOREIGN, sequence, sequence, "a message among the published heads that we have not signed")
 
     def seal(self, seal: Seal, packed_entries: bytes) -> int:
         """The next seal of the table, with what is kept to tell its rows; the position at which its rows end."""

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from adapters.settings import Settings, read_settings
-from handlers.terminal import AsJson, Failure, ReadyFile, read_ready, run_to_end
+from adapters.settings import Settings
+from handlers.own_servers import bar, own_keys, own_settings
+from handlers.terminal import AsJson, Failure, ReadyFile, run_to_end
 
 if TYPE_CHECKING:
     from adapters.personal_data import PersonalData
@@ -46,7 +45,7 @@ def import_users(
 
         database = await Database.connect(settings, name="user-service users import")
         try:
-            with _bar("import") as tell, _reporting(report) as refuse:
+            with bar("import") as tell, _reporting(report) as refuse:
                 done.append(await act(database, personal, file, dry_run=dry_run, report=refuse, tell=tell))
         finally:
             await database.close()
@@ -81,7 +80,7 @@ def export_users(
 
         database = await Database.connect(settings, name="user-service users export")
         try:
-            with _bar("export") as tell:
+            with bar("export") as tell:
                 counts.append(await act(database, personal, file, with_hashes=with_hashes, resume=resume, tell=tell))
         except FileExistsError as error:
             raise Failure(f"{file} is there already; name another, or go on with --resume") from error
@@ -94,37 +93,10 @@ def export_users(
 
 def _means(ready_file: Path | None) -> tuple[Settings, "PersonalData"]:
     """Database and keys: of the environment, else those of a running dev."""
-    from adapters.keys import BadKeys, read_keys
     from adapters.personal_data import PersonalData
 
-    settings = read_settings() if ready_file is None and os.environ.get("DATABASE_URL") else _of_dev(ready_file)
-    if settings.keys_file is None:
-        raise Failure("USER_SERVICE_KEYS_FILE: not set; the import seals names and addresses under its keys")
-    try:
-        return settings, PersonalData(read_keys(settings.keys_file))
-    except BadKeys as error:
-        raise Failure(str(error)) from error
-
-
-def _of_dev(ready_file: Path | None) -> Settings:
-    found = read_ready(ready_file)
-    return read_settings(
-        nats_url=found["natsUrls"]["operator"],
-        database_url=found["databaseUrl"],
-        redis_url=found["redisUrl"] or "none",
-        smtp_url=found["smtpUrl"],
-        keys_file=Path(str(found["mailDir"])).parent / "keys.json",
-    )
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+    settings = own_settings(ready_file)
+    return settings, PersonalData(own_keys(settings, needed_for="the import seals names and addresses under its keys"))
 
 
 @contextmanager

@@ -39,6 +39,13 @@ def is_ours(hashed: bytes, signature: str) -> bool:
     return signature == signed_by("ours")(hashed)
 
 
+def tell(walk: Walk, head: Seal) -> None:
+    if walk.is_head(head):
+        walk.published(head)
+    else:
+        walk.foreign(head.number)
+
+
 @dataclass
 class Log:
     """A log of some rows, its seals, and the heads that were published."""
@@ -74,13 +81,13 @@ class Log:
             if first is not None and seal.number < first.number:
                 continue
             while heads and heads[0].number <= seal.number:
-                walk.published(heads.pop(0))
+                tell(walk, heads.pop(0))
             ends_at = walk.seal(seal, self.kept[seal.number])
             while rows and rows[0][0] <= ends_at:
                 at, row = rows.pop(0)
                 walk.row(at, digest_of(row))
         for head in heads:
-            walk.published(head)
+            tell(walk, head)
         return walk.end()
 
     def kinds(self) -> set[tuple[Kind, int, int]]:

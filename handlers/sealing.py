@@ -1,0 +1,127 @@
+"""The sealer: chains what the audit log has got since, signs it, and publishes it outside of the database.
+
+It is no part of any request. Any process with the group `jobs` may do it; the database lets one at a time seal, and the
+stream takes heads only in order.
+"""
+
+import asyncio
+import random
+import time
+
+import structlog
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from adapters.audit_heads import last_head, publish_head
+from adapters.audit_seals import (
+    Watermark,
+    add_seal,
+    is_settled,
+    last_seal,
+    newest_seals,
+    seals_behind,
+    unsealed_age_s,
+    watermark,
+)
+from adapters.postgres import Database
+from adapters.seal_keys import SealKeys
+from adapters.telemetry import Metrics
+from domain.audit_chain import ROWS_MAX, Seal
+from domain.refusals import Overloaded, Stale, Unavailable
+
+log = structlog.get_logger()
+
+PERIOD_S = 3.0
+SETTLE_S = 40.0
+"""Longer than any transaction of ours may take."""
+_LOOK_S = 0.05
+HEADS_MAX = 1000
+"""So many heads are published at a time; and on a stream that has lost them all, so many of the newest."""
+
+
+class Sealer:
+    """Seals for ever."""
+
+    def __init__(self, database: Database, client: Client, keys: SealKeys, metrics: Metrics) -> None:
+        self._database = database
+        self._client = client
+        self._js = client.jetstream()
+        self._keys = keys
+        self._metrics = metrics
+        self._published: Seal | None = None
+        self._cut_said: int = 0
+
+    async def run(self) -> None:
+        """Until the process ends; what is away is waited for."""
+        while True:
+            await asyncio.sleep(PERIOD_S * random.uniform(0.5, 1.5))
+            try:
+                await self.seal_once()
+            except (Unavailable, Overloaded, Stale) as error:
+                log.warning("sealing waits", error=type(error).__name__)
+
+    async def seal_once(self) -> None:
+        """Seal all that nobody can add to any more, and publish every head that is not yet."""
+        await self._publish()
+        mark = await self._settled()
+        while mark is not None:
+            async with self._database.transaction() as connection:
+                seal = await add_seal(connection, up_to=mark.position, published=self._published, sign=self._keys.sign)
+            if seal is not None:
+                self._metrics.audit_seals.inc()
+                log.info(
+                    "audit log sealed", seal=seal.number, toPosition=seal.to_position, rows=seal.count,
+                    hash=seal.hash.hex(), signature=seal.signature,
+                )  # fmt: skip
+            if seal is None or seal.count < ROWS_MAX:
+                break
+        await self._publish()
+        async with self._database.connection() as connection:
+            self._metrics.audit_unsealed_seconds.set(await unsealed_age_s(connection))
+
+    async def _settled(self) -> Watermark | None:
+        """How far may be sealed now; None while somebody who began before is not done."""
+        ends = time.monotonic() + SETTLE_S
+        async with self._database.connection() as connection:
+            mark = await watermark(connection)
+        while True:
+            async with self._database.connection() as connection:
+                if await is_settled(connection, mark):
+                    return mark
+            if time.monotonic() > ends:
+                log.warning("sealing waits for a long transaction that writes audit rows")
+                return None
+            await asyncio.sleep(_LOOK_S)
+
+    async def _publish(self) -> None:
+        """Put heads on the stream that it does not have; where it is away, they wait in the table."""
+        try:
+            sequence, head = await last_head(self._js)
+            if sequence and (head is None or not self._keys.is_ours(head.hash, head.signature)):
+                log.error("the last published head is none of ours", sequence=sequence)
+                head = self._published
+            async with self._database.connection() as connection:
+                last = await last_seal(connection)
+                self._compare(last, head)
+                waiting = (
+                    await newest_seals(connection, seals_max=HEADS_MAX)
+                    if head is None
+                    else await seals_behind(connection, head.number, seals_max=HEADS_MAX)
+                )
+            self._published = head
+            for seal in waiting:
+                sequence = await publish_head(self._js, seal, behind_sequence=sequence)
+                self._published = seal
+        except (NatsError, TimeoutError, OSError) as error:
+            log.warning("heads of the audit log wait to be published", error=type(error).__name__)
+
+    def _compare(self, last: Seal | None, head: Seal | None) -> None:
+        """Say it once when more was published than is there."""
+        if head is None or head.number <= (last.number if last else 0) or head.number == self._cut_said:
+            return
+        self._cut_said = head.number
+        self._metrics.audit_cuts.inc()
+        log.error(
+            "seals are gone from the audit log: `user-service audit verify` names them",
+            published=head.number, last=last.number if last else 0,
+        )  # fmt: skip
