@@ -276,6 +276,15 @@ def test_a_row_that_no_event_tells_is_forged(action: str, has_event: bool, told:
     assert (found is not None) is forged
 
 
+@given(st.sampled_from(["login_refused", "users_listed"]), st.text(), st.booleans())
+def test_only_acts_without_an_event_prove_nothing(act: str, told: str, has_event: bool) -> None:
+    events = frozenset({"user_login", "user_deleted"})
+    assert (forgery(act, has_event=has_event, told=None, actions_of_events=events) is not None) is has_event
+    for action in events:
+        assert forgery(action, has_event=False, told=None, actions_of_events=events)
+        assert (forgery(action, has_event=True, told=told, actions_of_events=events) is None) is (told == action)
+
+
 def test_what_is_kept_is_read_again_whatever_is_cut_off() -> None:
     entries: Sequence[tuple[int, bytes]] = [(1, bytes(32)), (2**62, b"\xff" * 32)]
     assert unpacked(packed(entries)) == list(entries)
