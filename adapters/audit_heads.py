@@ -1,8 +1,9 @@
 """The heads of the audit log's chain, outside of the database: one after the other on a stream of their own."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime, timedelta
 
+import structlog
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -10,24 +11,39 @@ from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from adapters.bus_client import BusFailure
-from adapters.nats import SEALS_STREAM, SEALS_SUBJECT
+from adapters.nats import SEALS_STREAM, SEALS_SUBJECT, message_at
 from contracts.audit_seals import AuditHead
 from domain.audit_chain import Seal
 
+log = structlog.get_logger()
+
 PUBLISH_S = 2.0
+_FOREIGN_MAX = 100
 _FETCHED_MAX = 500
 _WAIT_S = 5.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-async def last_head(js: JetStreamContext) -> tuple[int, Seal | None]:
-    """The stream's last message: its sequence (0 where there is none), and the head it is, unless it is none."""
+async def last_head(js: JetStreamContext, is_ours: Callable[[Seal], bool]) -> tuple[int, Seal | None]:
+    """The sequence of the stream's last message (0 where there is none), and the last head of ours among the last few:
+    who may ask JetStream anything can have it write there."""
     try:
         message = await js.get_last_msg(SEALS_STREAM, SEALS_SUBJECT)
     except NotFoundError:
         return 0, None
-    return message.seq or 0, _read(message.data or b"")
+    last = message.seq or 0
+    for sequence in range(last, max(0, last - _FOREIGN_MAX), -1):
+        head = await _head_at(js, sequence)
+        if head is not None and is_ours(head):
+            return last, head
+        log.error("a message among the heads of the audit log is none of ours", sequence=sequence)
+    return last, None
+
+
+async def _head_at(js: JetStreamContext, sequence: int) -> Seal | None:
+    message = await message_at(js, SEALS_STREAM, sequence)
+    return None if message is None else _read(message.data or b"")
 
 
 async def publish_head(js: JetStreamContext, seal: Seal, *, behind_sequence: int) -> int:

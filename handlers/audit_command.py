@@ -50,7 +50,10 @@ def verify(
 
 
 def _verify(from_: int | None, ready_file: Path | None) -> "Verdict":
+    import asyncpg
+
     from adapters.bus_client import bus_client
+    from adapters.migrations import require_current
     from adapters.personal_data import PersonalData
     from adapters.postgres import Database
     from adapters.seal_keys import SealKeys
@@ -65,6 +68,7 @@ def _verify(from_: int | None, ready_file: Path | None) -> "Verdict":
         async with bus_client(settings.nats_url.get_secret_value()) as client:
             database = await Database.connect(settings, name="user-service audit verify")
             try:
+                await require_current(settings.database_url.get_secret_value())
                 with bar("verify") as tell:
                     found.append(
                         await act(
@@ -75,7 +79,7 @@ def _verify(from_: int | None, ready_file: Path | None) -> "Verdict":
             finally:
                 await database.close()
 
-    run_to_end(work(), foreseen=(Overloaded, Stale))
+    run_to_end(work(), foreseen=(Overloaded, Stale, asyncpg.PostgresError))
     return found[0]
 
 

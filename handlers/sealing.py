@@ -96,10 +96,7 @@ class Sealer:
     async def _publish(self) -> None:
         """Put heads on the stream that it does not have; where it is away, they wait in the table."""
         try:
-            sequence, head = await last_head(self._js)
-            if sequence and (head is None or not self._keys.is_ours(head.hash, head.signature)):
-                log.error("the last published head is none of ours", sequence=sequence)
-                head = self._published
+            sequence, head = await last_head(self._js, self._is_ours)
             async with self._database.connection() as connection:
                 last = await last_seal(connection)
                 self._compare(last, head)
@@ -108,12 +105,15 @@ class Sealer:
                     if head is None
                     else await seals_behind(connection, head.number, seals_max=HEADS_MAX)
                 )
-            self._published = head
+            self._published = head or self._published
             for seal in waiting:
                 sequence = await publish_head(self._js, seal, behind_sequence=sequence)
                 self._published = seal
         except (NatsError, TimeoutError, OSError) as error:
             log.warning("heads of the audit log wait to be published", error=type(error).__name__)
+
+    def _is_ours(self, head: Seal) -> bool:
+        return head.hash == head.hashed() and self._keys.is_ours(head.hash, head.signature)
 
     def _compare(self, last: Seal | None, head: Seal | None) -> None:
         """Say it once when more was published than is there."""

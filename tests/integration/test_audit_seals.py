@@ -27,7 +27,8 @@ from adapters.settings import Settings
 from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty
-from domain.audit_chain import Kind, Link, packed, seal_rows, unpacked
+from domain.audit_chain import Link, packed, seal_rows, unpacked
+from domain.audit_walk import Kind
 from domain.user import User
 from handlers.audit_verification import Verdict, verify
 from handlers.events.audit import Audit

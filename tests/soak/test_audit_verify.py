@@ -17,7 +17,7 @@ from adapters.personal_data import PersonalData
 from adapters.postgres import Database, role_of
 from adapters.seal_keys import SealKeys
 from adapters.telemetry import Metrics
-from domain.audit_chain import Kind
+from domain.audit_walk import Kind
 from handlers.audit_verification import verify
 from handlers.sealing import Sealer
 from tests.builders import settings_of

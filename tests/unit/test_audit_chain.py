@@ -8,20 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.audit_chain import (
-    ORIGIN,
-    Fault,
-    Kind,
-    Link,
-    Seal,
-    Walk,
-    digest_of,
-    forgery,
-    link_behind,
-    packed,
-    seal_rows,
-    unpacked,
-)
+from domain.audit_chain import ORIGIN, Link, Seal, digest_of, link_behind, packed, seal_rows, unpacked
+from domain.audit_walk import Fault, Kind, Walk, forgery
 
 COLUMNS = (
     "id", "event_id", "user_id", "actor_id", "action", "resource", "resource_id", "details", "personal", "ip_address",

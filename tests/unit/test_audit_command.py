@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from domain.audit_chain import Fault, Kind
+from domain.audit_walk import Fault, Kind
 from handlers import audit_command
 from handlers.audit_verification import Verdict
 from handlers.cli import app
