@@ -23,7 +23,9 @@ _TEXTS = ", ".join(
 )
 _SEAL = "number, from_position, to_position, row_count, content, previous, sealed_us, hash, signature"
 
-_NEWEST = "SELECT coalesce(max(position), 0) FROM audit_logs"
+_DRAWN = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM audit_logs_position_seq"
+# One that was never drawn somebody has made up: sealed, it would keep all rows to come from their seals.
+_NEWEST = f"SELECT coalesce(max(position), 0) FROM audit_logs WHERE position <= ({_DRAWN})"
 _WRITERS = """
 SELECT DISTINCT virtualtransaction FROM pg_locks
 WHERE locktype = 'relation' AND relation = 'audit_logs'::regclass AND mode = 'RowExclusiveLock'
@@ -125,7 +127,7 @@ async def walk_seals(database: Database, first: int, last: int) -> AsyncIterator
             rows = await connection.fetch(_WALKED_SEALS, first, last, _PAGE_SEALS)
         for row in rows:
             yield _seal(row), row["entries"]
-        if len(rows) < _PAGE_SEALS:
+        if len(rows) < _PAGE_SEALS or rows[-1]["number"] >= last:
             return
         first = rows[-1]["number"] + 1
 
@@ -164,6 +166,12 @@ async def walk_rows(connection: Connection, position: int) -> list[LoggedRow]:
 async def newest_position(connection: Connection) -> int:
     """The highest position of the log; 0 where it is empty."""
     found: int = await connection.fetchval(_NEWEST)
+    return found
+
+
+async def drawn_positions(connection: Connection) -> int:
+    """The last position that any row can have by now."""
+    found: int = await connection.fetchval(_DRAWN)
     return found
 
 

@@ -12,8 +12,8 @@ NAMED_MAX = 10_000
 
 
 class Kind(StrEnum):
-    """What somebody has done. Rows are named by their positions, seals by their numbers, and what
-    is no head by its place on the stream."""
+    """What somebody has done. Rows are named by their positions, seals and heads by their numbers, and what is no head
+    of ours by its place on the stream."""
 
     ROW_EDITED = "row_edited"
     ROW_REMOVED = "row_removed"
@@ -62,6 +62,7 @@ class Walk:
         """`first` is where to begin, if not at the beginning: what was before it is not looked at."""
         self._is_ours = is_ours
         self._link = Link() if first is None else Link(first.number, first.from_position, first.previous)
+        self._seen_to = self._link.position - 1
         self._heads: dict[int, bytes] = {}
         self._last_head = 0
         self._rows = _Rows()
@@ -103,14 +104,13 @@ class Walk:
             self._note(Kind.CHAIN_ANEW, seal.number, seal.number, "not signed by a key of ours")
         if self._heads.get(seal.number, seal.hash) != seal.hash:
             self._note(Kind.CHAIN_ANEW, seal.number, seal.number, "another one was published under its number")
-        is_in_turn = is_whole and entries[0][0] >= self._link.position
-        in_gap = seal.number > self._link.number  # what a seal that is gone had sealed
-        self._rows.begin(
-            entries if is_in_turn else [], compared=is_in_turn, since=seal.from_position if in_gap else None
-        )
-        ends_at = entries[-1][0] if is_in_turn else seal.to_position
-        self._link = Link(seal.number + 1, max(ends_at + 1, self._link.position), seal.hash)
-        return ends_at
+        is_compared = is_whole and entries[0][0] > self._seen_to
+        in_gap = seal.number > self._link.number or not self._rows.is_compared  # rows there stand under no good seal
+        self._rows.begin(entries if is_compared else None, since=seal.from_position if in_gap else None)
+        if is_compared:
+            self._seen_to = entries[-1][0]
+        self._link = Link(seal.number + 1, seal.to_position + 1, seal.hash)
+        return self._seen_to
 
     def row(self, position: int, digest: bytes) -> None:
         """The next row up to the position at which those of the last seal end."""
@@ -164,17 +164,17 @@ class _Rows:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._next = 0
-        self._is_compared = False
         self._since: int | None = None
+        self.is_compared = True
         self._differences: list[tuple[int, bytes | None, bytes | None]] = []
         self.unnamed = 0
 
-    def begin(self, entries: list[Entry], *, compared: bool, since: int | None) -> None:
-        """`since` is given where rows before it stand under no seal."""
-        self._entries, self._next, self._is_compared, self._since = entries, 0, compared, since
+    def begin(self, entries: list[Entry] | None, *, since: int | None) -> None:
+        """None where a seal's list of rows is no good; `since` is given where rows before it stand under no seal."""
+        self._entries, self._next, self._since, self.is_compared = entries or [], 0, since, entries is not None
 
     def found(self, position: int, digest: bytes) -> None:
-        if not self._is_compared or (self._since is not None and position < self._since):
+        if not self.is_compared or (self._since is not None and position < self._since):
             return
         entries = self._entries
         while self._next < len(entries) and entries[self._next][0] < position:

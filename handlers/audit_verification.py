@@ -14,7 +14,7 @@ from nats.js import JetStreamContext
 
 from adapters.audit_heads import read_heads
 from adapters.audit_log import AuditRow, add_audit_row
-from adapters.audit_seals import LoggedRow, last_seal, newest_position, seal_at, walk_rows, walk_seals
+from adapters.audit_seals import LoggedRow, drawn_positions, last_seal, newest_position, seal_at, walk_rows, walk_seals
 from adapters.event_log import Trail
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -32,7 +32,7 @@ Tell = Callable[[int, int], None]
 """Told how much is done, and of how much."""
 _ACTIONS = {name: action_of(name) for name in EVENTS}
 _ACTIONS_OF_EVENTS = frozenset(_ACTIONS.values())
-_LOWEST = -(2**63)
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _POSITION = attrgetter("position")
 
 
@@ -58,6 +58,7 @@ class _Rows:
         self._page: list[LoggedRow] = []
         self._next: int | None = begin
         self.seen = 0
+        self.at = 0
 
     async def up_to(self, position: int | None) -> AsyncIterator[list[LoggedRow]]:
         """The rows that come next, up to a position, or all that are left."""
@@ -65,6 +66,7 @@ class _Rows:
             cut = len(self._page) if position is None else bisect.bisect(self._page, position, key=_POSITION)
             taken, self._page = self._page[:cut], self._page[cut:]
             self.seen += len(taken)
+            self.at = taken[-1].position if taken else self.at
             self._look_for_forgeries(taken)
             yield taken
             if self._page:
@@ -74,7 +76,8 @@ class _Rows:
         if self._next is not None:
             async with self._database.connection() as connection:
                 self._page = await walk_rows(connection, self._next)
-            self._next = self._page[-1].position + 1 if self._page else None
+            last = self._page[-1].position if self._page else _HIGHEST
+            self._next = last + 1 if last < _HIGHEST else None
         return bool(self._page)
 
     def _look_for_forgeries(self, rows: list[LoggedRow]) -> None:
@@ -113,42 +116,46 @@ async def verify(
     database: Database, personal: PersonalData, keys: SealKeys, js: JetStreamContext, *, from_position: int | None,
     tell: Tell,
 ) -> Verdict:  # fmt: skip
-    """Walk the whole log, or from the seal on that a position stands under; what came of it is logged and audited.
-
-    Heads are asked for first, then which seal is the last: what is published stands in the table before, and all rows
-    under a seal are there to be seen.
-    """
+    """Walk the whole log, or from the seal on that a position stands under; what came of it is logged and audited."""
     async with aclosing(read_heads(js)) as found:
         heads = _Heads(found)
-        await heads.begin()
+        await heads.begin()  # before we ask for the last seal: what is published stands in the table by then
         async with database.connection() as connection:
             first = None if from_position is None else await seal_at(connection, from_position)
             last, end = await last_seal(connection), await newest_position(connection)
         walk = Walk(keys.is_ours, first=first)
         rows = _Rows(database, walk, _LOWEST if first is None else first.from_position)
         seals = 0
-        async for seal, entries in walk_seals(database, first.number if first else 0, last.number if last else 0):
-            await heads.tell(walk, up_to=seal.number)
-            ends_at = walk.seal(seal, entries)
-            async for some in rows.up_to(ends_at):
-                for row in some:
-                    walk.row(row.position, digest_of(row.columns))
-            seals += 1
-            tell(ends_at, end)
+        if last is not None:
+            async for seal, entries in walk_seals(database, first.number if first else _LOWEST, last.number):
+                await heads.tell(walk, up_to=seal.number)
+                await _under_seal(walk, rows, walk.seal(seal, entries))
+                seals += 1
+                tell(rows.at, end)
         await heads.tell(walk, up_to=None)
     sealed = rows.seen
-    async for some in rows.up_to(None):
-        tell(some[-1].position, end)
-    verdict = Verdict(
-        rows.seen,
-        seals,
-        rows.seen - sealed,
-        max(0, (last.number if last else 0) - walk.last_published),
-        walk.end(),
-        walk.unnamed,
-    )
+    await _under_none(database, walk, rows)
+    waiting = max(0, (last.number if last else 0) - walk.last_published)
+    verdict = Verdict(rows.seen, seals, rows.seen - sealed, waiting, walk.end(), walk.unnamed)
     await _note(database, personal, verdict)
     return verdict
+
+
+async def _under_seal(walk: Walk, rows: _Rows, ends_at: int) -> None:
+    """All of them are there to be seen: the last seal was asked for before any row."""
+    async for some in rows.up_to(ends_at):
+        for row in some:
+            walk.row(row.position, digest_of(row.columns))
+
+
+async def _under_none(database: Database, walk: Walk, rows: _Rows) -> None:
+    """What is left: rows that wait for their seal; nobody seals one whose position was never drawn."""
+    async for some in rows.up_to(None):
+        async with database.connection() as connection:
+            drawn = await drawn_positions(connection)
+        for row in some:
+            if not 1 <= row.position <= drawn:
+                walk.forged(row.position, "no row can have this position")
 
 
 async def _note(database: Database, personal: PersonalData, verdict: Verdict) -> None:

@@ -21,4 +21,5 @@ DO $$
 DECLARE app text := current_setting('user_service.app_role');
 BEGIN
     EXECUTE format('GRANT SELECT, INSERT ON audit_seals TO %I', app);
+    EXECUTE format('GRANT SELECT ON SEQUENCE audit_logs_position_seq TO %I', app);
 END $$;

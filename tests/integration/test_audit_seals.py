@@ -245,6 +245,11 @@ BY_HAND: dict[str, Named] = {
     f"UPDATE audit_seals SET {_OTHER_SIGNATURE} WHERE number = 2": {(Kind.CHAIN_ANEW, 2, 2)},
     _FORGE.format("gen_random_uuid()"): {(Kind.ROW_FORGED, 0, 0)},
     _FORGE.format("NULL"): {(Kind.ROW_FORGED, 0, 0)},
+    _ADD_AT.format(2**63 - 1): {(Kind.ROW_FORGED, 0, 0)},
+    "UPDATE audit_seals SET number = 9223372036854775807 WHERE number = 3": {
+        (Kind.TAIL_CUT, 3, 2**63 - 2),
+        (Kind.SEAL_ALTERED, 2**63 - 1, 2**63 - 1),
+    },
     _SWAP: {(Kind.ROWS_SWAPPED, 2, 12)},
 }
 """What an owner does, and how it is named; a forged row is at the end."""
@@ -278,6 +283,14 @@ async def test_a_forged_row_is_named_after_it_was_sealed_too(sealed: Bench) -> N
     )
     await sealed.seal()
     assert await sealed.named() == {(Kind.ROW_FORGED, position, position)}
+
+
+async def test_a_position_that_was_never_drawn_keeps_nothing_from_its_seal(sealed: Bench) -> None:
+    await sealed.owner.execute(_ADD_AT.format(10**12))
+    await sealed.acts(3)
+    await sealed.seal()
+    found = await sealed.verdict()
+    assert (found.unsealed, {(fault.kind, fault.first) for fault in found.faults}) == (1, {(Kind.ROW_FORGED, 10**12)})
 
 
 @pytest.mark.parametrize("knows_the_key", [False, True])

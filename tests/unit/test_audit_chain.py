@@ -214,6 +214,27 @@ def test_an_altered_seal_is_named_and_no_row_is_blamed(what: str, log: Log, data
     assert not [fault for fault in log.faults() if fault.kind.startswith("row")]
 
 
+@given(logs(), st.data(), st.integers(1, 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
+@settings(max_examples=40)
+def test_a_seal_that_is_nonsense_hides_no_row_under_the_others(
+    log: Log, data: st.DataObject, number: int, end: int
+) -> None:
+    place = data.draw(st.integers(0, len(log.seals) - 1))
+    others = [seal for seal in log.seals if seal is not log.seals[place]]
+    under_others = [at for at in sealed_positions(log) if any(s.from_position <= at <= s.to_position for s in others)]
+    kept = log.kept.pop(log.seals[place].number)
+    if number in log.kept:
+        return
+    log.seals[place] = replace(log.seals[place], number=number, to_position=end, from_position=end - 7)
+    log.kept[number] = data.draw(st.sampled_from([kept, kept[:-1], b""]))
+    log.seals.sort(key=lambda seal: seal.number)
+    assert [fault for fault in log.faults() if fault.kind is Kind.SEAL_ALTERED]
+    assert not [fault for fault in log.faults() if fault.kind.startswith("row")]
+    at = data.draw(st.sampled_from(under_others))
+    log.rows[at] = ("another", *log.rows[at][1:])
+    assert (Kind.ROW_EDITED, at, at) in log.kinds()
+
+
 @given(logs(), st.data())
 @settings(max_examples=40)
 def test_another_signature_and_other_entries_are_named(log: Log, data: st.DataObject) -> None:
