@@ -63,7 +63,7 @@ class Walk:
         self._is_ours = is_ours
         self._link = Link() if first is None else Link(first.number, first.from_position, first.previous)
         self._seen_to = self._link.position - 1
-        self._heads: dict[int, bytes] = {}
+        self._heads: dict[int, Seal] = {}
         self._last_head = 0
         self._rows = _Rows()
         self._faults: list[Fault] = []
@@ -84,7 +84,7 @@ class Walk:
         if head.number > self._last_head + 1 and self._last_head:
             self._note(Kind.HEAD_REMOVED, self._last_head + 1, head.number - 1, "gone from among the published heads")
         self._last_head = max(self._last_head, head.number)
-        self._heads.setdefault(head.number, head.hash)
+        self._heads.setdefault(head.number, head)
         if len(self._heads) > 2:  # a seal asks for its own and for its predecessor's
             del self._heads[min(self._heads)]
 
@@ -96,21 +96,30 @@ class Walk:
         """The next seal of the table, with what is kept to tell its rows; the position at which its rows end."""
         self._rows.close()
         self._see_link(seal)
-        entries = unpacked(packed_entries)
-        is_whole = hashlib.sha256(packed_entries).digest() == seal.content and len(entries) == seal.count > 0
-        if seal.hash != seal.hashed() or not is_whole:
-            self._note(Kind.SEAL_ALTERED, seal.number, seal.number, "it does not have the hash that it says")
-        elif not self._is_ours(seal.hash, seal.signature):
-            self._note(Kind.CHAIN_ANEW, seal.number, seal.number, "not signed by a key of ours")
-        if self._heads.get(seal.number, seal.hash) != seal.hash:
-            self._note(Kind.CHAIN_ANEW, seal.number, seal.number, "another one was published under its number")
-        is_compared = is_whole and entries[0][0] > self._seen_to
-        in_gap = seal.number > self._link.number or not self._rows.is_compared  # rows there stand under no good seal
-        self._rows.begin(entries if is_compared else None, since=seal.from_position if in_gap else None)
-        if is_compared:
-            self._seen_to = entries[-1][0]
+        good = self._good(seal, hashlib.sha256(packed_entries).digest())
+        entries = unpacked(packed_entries) if good else []
+        since = None
+        if good and (seal.number > self._link.number or not self._rows.is_compared):
+            since = good.from_position  # rows before it stand under no seal that is any good
+        self._rows.begin(entries if good else None, since=since)
+        self._seen_to = good.to_position if good else self._seen_to
         self._link = Link(seal.number + 1, seal.to_position + 1, seal.hash)
         return self._seen_to
+
+    def _good(self, seal: Seal, content: bytes) -> Seal | None:
+        """What rows can be held against: the head that was published, else the seal if it is ours, where the list of
+        rows that is kept belongs to it. Whatever the owner of the table makes up hides no row under another seal."""
+        is_whole = seal.hash == seal.hashed() and seal.content == content
+        is_signed = self._is_ours(seal.hash, seal.signature)
+        head = self._heads.get(seal.number)
+        if not is_whole:
+            self._note(Kind.SEAL_ALTERED, seal.number, seal.number, "it does not have the hash that it says")
+        elif not is_signed:
+            self._note(Kind.CHAIN_ANEW, seal.number, seal.number, "not signed by a key of ours")
+        if head is not None and head.hash != seal.hash:
+            self._note(Kind.CHAIN_ANEW, seal.number, seal.number, "another one was published under its number")
+        good = head or (seal if is_whole and is_signed else None)
+        return good if good and good.content == content and good.to_position > self._seen_to else None
 
     def row(self, position: int, digest: bytes) -> None:
         """The next row up to the position at which those of the last seal end."""
@@ -139,7 +148,8 @@ class Walk:
             is_cut = seal.from_position == link.position  # sealed anew from there, under the numbers behind
             kind = Kind.TAIL_CUT if is_cut else Kind.SEAL_REMOVED
             self._note(kind, link.number, seal.number - 1, "not in the table")
-            previous = self._heads.get(seal.number - 1, seal.previous)
+            before = self._heads.get(seal.number - 1)
+            previous = before.hash if before else seal.previous
         elif seal.from_position != link.position:
             self._note(Kind.CHAIN_BROKEN, seal.number, seal.number, "it does not begin where the one before it ends")
         if seal.previous != previous:
