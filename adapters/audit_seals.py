@@ -60,6 +60,10 @@ _ADD = f"""
 INSERT INTO audit_seals ({_SEAL}, entries) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"""
 
 
+class UnsoundSeal(Exception):
+    """The last seal of the table is none that we can have made: nothing can be sealed behind it."""
+
+
 async def last_seal(connection: Connection) -> Seal | None:
     """The seal with the highest number."""
     row = await connection.fetchrow(_LAST)
@@ -73,7 +77,10 @@ async def add_seal(
     process is at it."""
     if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
         return None
-    link = link_behind(await last_seal(connection), published)
+    last = await last_seal(connection)
+    if last is not None and not last.is_sound(await drawn_positions(connection)):
+        raise UnsoundSeal(f"seal {last.number}")
+    link = link_behind(last, published)
     entries = [_entry(row) for row in await connection.fetch(_UNSEALED, link.position, up_to, ROWS_MAX)]
     if not entries:
         return None
@@ -86,14 +93,12 @@ async def add_seal(
 
 
 _AGE = """
-SELECT extract(epoch FROM now() - created_at)::float FROM audit_logs
-WHERE position > coalesce((SELECT to_position FROM audit_seals ORDER BY number DESC LIMIT 1), 0)
-ORDER BY position LIMIT 1"""
+SELECT extract(epoch FROM now() - created_at)::float FROM audit_logs WHERE position > $1 ORDER BY position LIMIT 1"""
 
 
-async def unsealed_age_s(connection: Connection) -> float:
-    """Age of the oldest row that stands under no seal yet; 0 where all are sealed."""
-    return max(0.0, await connection.fetchval(_AGE) or 0.0)
+async def age_of_next_s(connection: Connection, position: int) -> float:
+    """Age of the first row behind a position; 0 where there is none."""
+    return max(0.0, await connection.fetchval(_AGE, position) or 0.0)
 
 
 _BEHIND = f"SELECT {_SEAL} FROM audit_seals WHERE number > $1 ORDER BY number LIMIT $2"

@@ -143,7 +143,9 @@ class Metrics:
         self.dead_letters = Counter("dead_letters_total", "Letters written", ["group", "reason"], registry=registry)
         self.audit_seals = Counter("audit_seals_total", "Seals put on the audit log", registry=registry)
         self.audit_unsealed_seconds = Gauge(
-            "audit_unsealed_seconds", "Age of the oldest audit row that stands under no seal yet", registry=registry
+            "audit_unsealed_seconds",
+            "Age of the oldest audit row that stands under no published seal yet",
+            registry=registry,
         )
         self.audit_cuts = Counter(
             "audit_cuts_total", "Times more seals were published than the audit log has", registry=registry

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 ORIGIN = bytes(32)
 """The predecessor of the first seal."""
+_NUMBER_MAX, _US_MAX = 2**62, 2**52
 ROWS_MAX = 1000
 """Rows under one seal at most."""
 
@@ -39,6 +40,11 @@ class Seal:
             self.previous.hex(), self.sealed_us,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(said).encode()).digest()
+
+    def is_sound(self, drawn: int) -> bool:
+        """Whether it can be one that we made: its hash fits, and its rows are at positions that were drawn by now."""
+        is_in_bounds = 0 < self.number < _NUMBER_MAX and self.to_position <= drawn and 0 < self.sealed_us < _US_MAX
+        return is_in_bounds and self.hash == self.hashed()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from uuid import uuid4
 
@@ -30,8 +31,8 @@ log = structlog.get_logger()
 
 Tell = Callable[[int, int], None]
 """Told how much is done, and of how much."""
-_ACTIONS = {name: action_of(name) for name in EVENTS}
-_ACTIONS_OF_EVENTS = frozenset(_ACTIONS.values())
+_ACTIONS_OF_EVENTS = frozenset(action_of(name) for name in EVENTS)
+_action_of = lru_cache(maxsize=1000)(action_of)
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _POSITION = attrgetter("position")
 
@@ -82,7 +83,7 @@ class _Rows:
 
     def _look_for_forgeries(self, rows: list[LoggedRow]) -> None:
         for row in rows:
-            told = _ACTIONS.get(row.told_by) if row.told_by else None
+            told = _action_of(row.told_by) if row.told_by else None
             why = forgery(row.action, has_event=row.has_event, told=told, actions_of_events=_ACTIONS_OF_EVENTS)
             if why is not None:
                 self._walk.forged(row.position, why)

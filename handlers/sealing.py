@@ -14,13 +14,15 @@ from nats.errors import Error as NatsError
 
 from adapters.audit_heads import last_head, publish_head
 from adapters.audit_seals import (
+    UnsoundSeal,
     Watermark,
     add_seal,
+    age_of_next_s,
+    drawn_positions,
     is_settled,
     last_seal,
     newest_seals,
     seals_behind,
-    unsealed_age_s,
     watermark,
 )
 from adapters.postgres import Database
@@ -64,20 +66,29 @@ class Sealer:
         """Seal all that nobody can add to any more, and publish every head that is not yet."""
         await self._publish()
         mark = await self._settled()
-        while mark is not None:
-            async with self._database.transaction() as connection:
-                seal = await add_seal(connection, up_to=mark.position, published=self._published, sign=self._keys.sign)
-            if seal is not None:
-                self._metrics.audit_seals.inc()
-                log.info(
-                    "audit log sealed", seal=seal.number, toPosition=seal.to_position, rows=seal.count,
-                    hash=seal.hash.hex(), signature=seal.signature,
-                )  # fmt: skip
-            if seal is None or seal.count < ROWS_MAX:
-                break
+        if mark is not None:
+            try:
+                await self._seal_up_to(mark.position)
+            except UnsoundSeal as error:
+                log.error("nothing is sealed: the last seal is none of ours; see `audit verify`", last=str(error))
         await self._publish()
         async with self._database.connection() as connection:
-            self._metrics.audit_unsealed_seconds.set(await unsealed_age_s(connection))
+            age_s = await age_of_next_s(connection, self._published.to_position if self._published else 0)
+        self._metrics.audit_unsealed_seconds.set(age_s)
+
+    async def _seal_up_to(self, position: int) -> None:
+        while True:
+            async with self._database.transaction() as connection:
+                seal = await add_seal(connection, up_to=position, published=self._published, sign=self._keys.sign)
+            if seal is None:
+                return
+            self._metrics.audit_seals.inc()
+            log.info(
+                "audit log sealed", seal=seal.number, toPosition=seal.to_position, rows=seal.count,
+                hash=seal.hash.hex(), signature=seal.signature,
+            )  # fmt: skip
+            if seal.count < ROWS_MAX:
+                return
 
     async def _settled(self) -> Watermark | None:
         """How far may be sealed now; None while somebody who began before is not done."""
@@ -99,6 +110,7 @@ class Sealer:
             sequence, head = await last_head(self._js, self._is_ours)
             async with self._database.connection() as connection:
                 last = await last_seal(connection)
+                drawn = await drawn_positions(connection)
                 self._compare(last, head)
                 waiting = (
                     await newest_seals(connection, seals_max=HEADS_MAX)
@@ -107,6 +119,9 @@ class Sealer:
                 )
             self._published = head or self._published
             for seal in waiting:
+                if not seal.is_sound(drawn):
+                    log.error("a seal is none of ours, and is not published; see `audit verify`", seal=seal.number)
+                    return
                 sequence = await publish_head(self._js, seal, behind_sequence=sequence)
                 self._published = seal
         except (NatsError, TimeoutError, OSError) as error:

@@ -400,7 +400,32 @@ async def test_a_message_that_is_no_head_is_named_and_stops_nobody(sealed: Bench
     assert (await sealed.verdict()).unpublished == 0
 
 
+@pytest.mark.parametrize(
+    "nonsense", [f"to_position = {10**12}", f"sealed_us = {2**62}", f"number = {2**63 - 1}", "number = -1"]
+)
+async def test_a_made_up_seal_ends_no_process_and_is_told(
+    sealed: Bench, nonsense: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its owner can keep us from sealing, but not without an alarm."""
+    at = datetime.now(UTC) - timedelta(seconds=90)
+    async with sealed.database.transaction() as connection:
+        await add_audit_row(connection, sealed.personal, sealed.trail, AuditRow(action="x", success=True, at=at))
+    await sealed.owner.execute(f"UPDATE audit_seals SET {nonsense} WHERE number = 3")
+    sealer = sealed.sealer()
+    await sealer.seal_once()
+    if nonsense == "number = -1":  # the third is gone, and its rows are sealed anew
+        assert (Kind.TAIL_CUT, 3, 3) in await sealed.named()
+        return
+    assert "none of ours" in capfd.readouterr().out
+    assert sealed.metrics.audit_unsealed_seconds._value.get() > 0
+    assert Kind.SEAL_ALTERED in {kind for kind, _, _ in await sealed.named()}
+    await sealed.bus.jetstream().purge_stream(SEALS_STREAM)
+    await sealer.seal_once()
+
+
 async def test_the_age_of_the_oldest_row_without_a_seal_is_told(bench: Bench) -> None:
+    await bench.acts(1)
+    await bench.seal()
     async with bench.database.transaction() as connection:
         at = datetime.now(UTC) - timedelta(seconds=90)
         await add_audit_row(connection, bench.personal, bench.trail, AuditRow(action="x", success=True, at=at))
