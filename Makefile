@@ -31,7 +31,7 @@ test: setup ## run the tests (ARGS="tests/unit -k lockout" for a part)
 	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
 
 soak: setup ## ten rounds of random deaths (SEEDS="3 7" for some), what answers tell by their time (ARGS for pytest)
-	@$(if $(SEEDS),SEEDS="$(SEEDS)" )$(BIN)/pytest tests/soak -m soak -p no:randomly -s $(ARGS)
+	@EXEC=1 $(if $(SEEDS),SEEDS="$(SEEDS)" )$(BIN)/pytest tests/soak -m soak -p no:randomly -s $(ARGS)
 
 races: setup ## every race between callers, fifty rounds each
 	@RACE_ROUNDS=50 $(BIN)/pytest tests/end_to_end/test_session_races.py tests/end_to_end/test_two_factor_races.py \

@@ -99,6 +99,8 @@ class PostgreSQL:
             "password_encryption": "scram-sha-256",
             "timezone": "UTC",
             "log_timezone": "UTC",
+            # A segment that is used again keeps its bytes: `user-service scrub` could not end what it holds.
+            "wal_recycle": "off",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return self._run("postgres", "-D", str(self._directory), *options)
@@ -147,14 +149,7 @@ class PostgreSQL:
         fresh.rename(self._directory)
 
     async def _ensure_roles(self) -> None:
-        admin = await asyncpg.connect(
-            host=LOOPBACK,
-            port=self.port,
-            user=SUPERUSER,
-            password=self._state.secret(f"postgres-{SUPERUSER}"),
-            database="postgres",
-            timeout=5,
-        )
+        admin = await self._connect_admin("postgres")
         try:
             for role in (OWNER, APPLICATION):
                 if not await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
@@ -164,8 +159,27 @@ class PostgreSQL:
                 await admin.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER}")
             await admin.execute(f"REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC")
             await admin.execute(f"GRANT CONNECT ON DATABASE {DATABASE} TO {APPLICATION}")
+            await admin.execute(f"GRANT pg_checkpoint TO {OWNER}")
         finally:
             await admin.close()
+        await self._let_owner_switch_wal()
+
+    async def _let_owner_switch_wal(self) -> None:
+        admin = await self._connect_admin(DATABASE)
+        try:
+            await admin.execute(f"GRANT EXECUTE ON FUNCTION pg_switch_wal() TO {OWNER}")
+        finally:
+            await admin.close()
+
+    async def _connect_admin(self, database: str) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            host=LOOPBACK,
+            port=self.port,
+            user=SUPERUSER,
+            password=self._state.secret(f"postgres-{SUPERUSER}"),
+            database=database,
+            timeout=5,
+        )
 
     async def _wait_for_orphans(self) -> None:
         """Let the backends of a killed postmaster end: they hold its shared memory, and a new one would refuse."""

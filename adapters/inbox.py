@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 import uuid_utils.compat as uuid_utils
 
+from adapters.nats import EVENTS_AGE
 from adapters.postgres import Connection
 from domain.refusals import Stale
 
@@ -82,6 +83,24 @@ async def error_of_attempt(connection: Connection, durable: str, event_id: UUID,
     return found
 
 
+# A letter that is open, or the event right before this one: not dealt with, and young enough to be on the stream still.
+_IS_BEHIND = """
+SELECT EXISTS (
+    SELECT FROM dead_letters d
+    WHERE d.user_id = $2 AND d.group_name = $1 AND d.version < $3 AND d.state IN ('dead', 'held')
+) OR EXISTS (
+    SELECT FROM events e
+    WHERE e.aggregate_id = $2 AND e.version = $3 - 1 AND e.occurred_at > now() - $4::interval
+        AND NOT EXISTS (SELECT FROM inbox i WHERE i.group_name = $1 AND i.event_id = e.id)
+        AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.group_name = $1 AND l.event_id = e.id)
+)"""
+
+
+async def is_behind(connection: Connection, group: str, user_id: UUID, version: int) -> bool:
+    """Is there an event of this user before this version that the group has not dealt with, and may still?"""
+    return bool(await connection.fetchval(_IS_BEHIND, group, user_id, version, EVENTS_AGE))
+
+
 _ADD_LETTER = """
 WITH before AS (
     SELECT coalesce(max(n), 0) AS n, max(created_at) AS at FROM dead_letters WHERE group_name = $2 AND event_id = $3
@@ -90,12 +109,12 @@ WITH before AS (
     WHERE a.group_name = $15 AND a.event_id = $3 AND coalesce(a.at > before.at, true)
 )
 INSERT INTO dead_letters (id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body,
-    headers, attempts, deliveries, stream, stream_sequence, version)
+    headers, attempts, deliveries, stream, stream_sequence, version, state)
 SELECT $1, $2, $3, 1 + (SELECT n FROM before),
     $4, $5, $6, $7, $8, $9, $10, $11, coalesce((
         SELECT jsonb_agg(jsonb_build_object('attempt', attempt, 'error', error, 'message', message, 'trace', trace,
             'at', at) ORDER BY attempt) FROM tried), '[]'),
-    $12, $13, $14, (SELECT version FROM events WHERE id = $3)
+    $12, $13, $14, (SELECT version FROM events WHERE id = $3), $16
 ON CONFLICT (group_name, event_id, stream, stream_sequence) DO NOTHING"""
 _IS_ERASED = "SELECT EXISTS (SELECT FROM users WHERE id = $1 AND erased_at IS NOT NULL)"
 
@@ -103,9 +122,10 @@ _IS_ERASED = "SELECT EXISTS (SELECT FROM users WHERE id = $1 AND erased_at IS NO
 async def add_letter(
     connection: Connection, *, group: str, event_id: UUID, user_id: UUID | None, event_type: str, reason: str,
     error: str, message: str, subject: str, body: bytes, headers: dict[str, str], deliveries: int, stream: str,
-    stream_sequence: int, durable: str,
+    stream_sequence: int, durable: str, state: str = "dead",
 ) -> None:  # fmt: skip
-    """Write the letter of a delivery, once: the same delivery handed out again adds none.
+    """Write the letter of a delivery, once: the same delivery handed out again adds none. One that is `held` waits
+    behind an earlier event of its user.
 
     Raises `Stale` when another letter of the event was numbered at the same moment.
     """
@@ -116,7 +136,7 @@ async def add_letter(
         await connection.execute(
             _ADD_LETTER, uuid_utils.uuid7(), group, event_id, user_id, event_type, reason, error,
             _text(message)[:MESSAGE_CHARS_MAX], _text(subject), body, kept, deliveries, stream, stream_sequence,
-            durable,
+            durable, state,
         )  # fmt: skip
     except asyncpg.UniqueViolationError as race:
         raise Stale from race
@@ -130,7 +150,7 @@ def _text(value: str) -> str:
 _UNANNOUNCED = """
 SELECT id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body, headers, deliveries,
     stream_sequence, created_at
-FROM dead_letters WHERE announced_at IS NULL ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED"""
+FROM dead_letters WHERE announced_at IS NULL AND state <> 'held' ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED"""
 
 
 async def unannounced_letters(connection: Connection, letters_max: int) -> list[Letter]:

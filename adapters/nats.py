@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -47,7 +48,8 @@ INVALIDATE = "users.invalidate"
 INBOX_PREFIX = "_INBOX.worker"
 CONNECT_S = 5
 LEAVE_S = 1.0
-_DAYS_90 = 90 * 86_400
+EVENTS_AGE = timedelta(days=90)
+"""So long a message stays on the streams of events and letters."""
 UPLOAD_S = 3600
 """How long an upload lies in its bucket at most."""
 _SEALS_BYTES_MAX = 512 * 1024**2
@@ -254,7 +256,7 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
-        max_age=_DAYS_90,
+        max_age=EVENTS_AGE.total_seconds(),
         duplicate_window=settings.duplicate_window_seconds,
     )
     return (

@@ -51,11 +51,12 @@ class PersonalData:
         rows = await connection.fetch(
             "SELECT user_id, wrapped FROM user_keys WHERE wrapped NOT LIKE $1 LIMIT $2", f"v1.{kid}.%", rows_max
         )
-        fresh = [(row["user_id"], row["wrapped"], self._wrapped_anew(row["user_id"], row["wrapped"])) for row in rows]
-        await connection.executemany(
-            "UPDATE user_keys SET wrapped = $3 WHERE user_id = $1 AND wrapped = $2", [row for row in fresh if row[2]]
-        )
-        return sum(row[2] is not None for row in fresh)
+        tried = [(row["user_id"], row["wrapped"], self._wrapped_anew(row["user_id"], row["wrapped"])) for row in rows]
+        fresh = [row for row in tried if row[2]]
+        if not fresh:
+            return 0  # an `executemany` of nothing would leave a transaction open on the connection
+        await connection.executemany("UPDATE user_keys SET wrapped = $3 WHERE user_id = $1 AND wrapped = $2", fresh)
+        return len(fresh)
 
     def _wrapped_anew(self, user_id: UUID, wrapped: str) -> str | None:
         place = _place(user_id)

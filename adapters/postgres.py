@@ -3,13 +3,14 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
 import structlog
 from asyncpg.pool import PoolConnectionProxy
 
+from adapters.breaker import Breaker
 from adapters.settings import Settings
 from domain.refusals import Overloaded, Stale, Unavailable
 
@@ -30,6 +31,9 @@ _GONE = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.InvalidAuthorizationSpecificationError,
 )
+FAILURES_MAX = 5
+PAUSE_S = 1.0
+"""After so many failures in a row the server is left alone for so long; then one caller asks, others are refused."""
 _RACED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
 
 
@@ -39,6 +43,7 @@ class Database:
     def __init__(self, pool: asyncpg.Pool, *, wait_s: float) -> None:
         self._pool = pool
         self._wait_s = wait_s
+        self.breaker = Breaker(failures_max=FAILURES_MAX, pause_s=PAUSE_S)
 
     @classmethod
     async def connect(cls, settings: Settings, *, name: str = "user-service") -> "Database":
@@ -67,7 +72,35 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection for single statements, held as briefly as the block lasts."""
+        """A connection for single statements, held as briefly as the block lasts.
+
+        Raises `Unavailable` at once while the server is left alone, because it has not answered before.
+        """
+        if not self.breaker.admits():
+            raise Unavailable
+        with self._judged():
+            async with self._acquired() as connection:
+                yield connection
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """What the block tells of the server; who was called away while it waited has had no answer either."""
+        try:
+            yield
+        except (Unavailable, asyncio.CancelledError):
+            if self.breaker.failed():
+                log.warning("postgres is left alone for a while", pauseS=PAUSE_S)
+            raise
+        except Overloaded:
+            raise  # waited for one of our connections, or for a lock: it tells nothing
+        except BaseException:
+            self.breaker.succeeded()
+            raise
+        if self.breaker.succeeded():
+            log.info("postgres answers again")
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Connection]:
         with translated_errors():
             try:
                 connection = await self._pool.acquire(timeout=self._wait_s)
@@ -92,8 +125,10 @@ class Database:
             yield connection
 
     async def probe(self) -> None:
-        async with self.connection() as connection:
-            await connection.fetchval("SELECT 1", timeout=1)
+        """Ask now, left alone or not."""
+        with self._judged():
+            async with self._acquired() as connection:
+                await connection.fetchval("SELECT 1", timeout=1)
 
     @property
     def in_use(self) -> int:

@@ -2,7 +2,6 @@
 costs a request next to nothing."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
@@ -12,6 +11,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
+
+from adapters.breaker import Breaker
 
 log = structlog.get_logger()
 
@@ -31,8 +32,7 @@ class Redis:
     def __init__(self, url: str | None) -> None:
         self._client = None if url is None else _client(url)
         self._scripts: dict[str, AsyncScript] = {}
-        self._ask_after = 0.0
-        self._is_away = url is None
+        self.breaker = Breaker(failures_max=1, pause_s=PAUSE_S)
 
     @property
     def is_configured(self) -> bool:
@@ -40,12 +40,13 @@ class Redis:
 
     @property
     def is_away(self) -> bool:
-        return self._is_away
+        return self._client is None or self.breaker.state != "closed"
 
     async def ping(self) -> None:
         """Ask now, pause or not; raises `RedisAway`."""
-        self._ask_after = 0.0
-        await self._ask(self._connected().ping())
+        if self._client is None:
+            raise RedisAway
+        await self._ask(self._client.ping())
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int | float]) -> list[bytes]:
         """Run a script atomically; raises `RedisAway`. The server keeps it under its hash after the first run."""
@@ -64,13 +65,8 @@ class Redis:
         await self._ask(self._connected().incr(key))
 
     def _connected(self) -> redis.Redis:
-        if self._client is None:
+        if self._client is None or not self.breaker.admits():
             raise RedisAway
-        now = time.monotonic()
-        if self._is_away and now < self._ask_after:
-            raise RedisAway
-        if self._is_away:
-            self._ask_after = now + PAUSE_S
         return self._client
 
     async def _ask(self, answer: Awaitable[T]) -> T:
@@ -78,14 +74,11 @@ class Redis:
             async with asyncio.timeout(TIMEOUT_S):
                 result = await answer
         except (RedisError, OSError, TimeoutError) as error:
-            if not self._is_away:
+            if self.breaker.failed():
                 log.warning("redis is not available; going on without", error=type(error).__name__)
-            self._is_away = True
-            self._ask_after = time.monotonic() + PAUSE_S
             raise RedisAway from error
-        if self._is_away:
+        if self.breaker.succeeded():
             log.info("redis answers again")
-            self._is_away = False
         return result
 
     async def close(self) -> None:

@@ -10,11 +10,14 @@ import uuid_utils.compat as uuid_utils
 
 from adapters.cursors import make_cursor, offset_of, pagination, time_and_id
 from adapters.letters import matching
+from adapters.nats import EVENTS_AGE
+from adapters.personal_data import NOBODY
 from adapters.postgres import Connection
 from adapters.totals import total_of
 from contracts.dead_letters import GetJob, Job, JobItem, ListJobs, ReplayLetters
 from contracts.wire import Pagination
 
+RELEASED_A_SECOND = 100
 LEASE = timedelta(seconds=20)
 """How long a job is left to the process that works on it; it renews that all the time."""
 LOST_AFTER = timedelta(seconds=150)
@@ -24,12 +27,14 @@ takes a second copy for the first, and harmless, since the group does nothing tw
 _ADD_JOB = "INSERT INTO replay_jobs (id, created_by, asked, rate, careful, created_at) VALUES ($1, $2, $3, $4, $5, $6)"
 
 
-async def begin_job(connection: Connection, asked: ReplayLetters, *, by: UUID, at: datetime) -> tuple[UUID, int]:
+async def begin_job(
+    connection: Connection, asked: ReplayLetters, *, by: UUID, at: datetime, state: str = "dead"
+) -> tuple[UUID, int]:
     """In the caller's transaction: fix the letters of a new job; its id and their number."""
     job_id = uuid_utils.uuid7()
     filters = asked.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"dry_run"})
     await connection.execute(_ADD_JOB, job_id, by, filters, asked.rate, not asked.at_once, at)
-    found, values = matching(asked, "dead")
+    found, values = matching(asked, state)
     n = len(values) + 1
     done: str = await connection.execute(
         "INSERT INTO replay_items (job_id, place, letter_id, group_name, event_id, user_id) "
@@ -41,6 +46,35 @@ async def begin_job(connection: Connection, asked: ReplayLetters, *, by: UUID, a
     total = int(done.rpartition(" ")[2])
     await connection.execute("UPDATE replay_jobs SET total = $2 WHERE id = $1", job_id, total)
     return job_id, total
+
+
+# Held letters of users with nothing before them that is still open, unless a running job has them already. The first of
+# a user's may wait for an event that has become no letter.
+_FREE = """
+SELECT d.id FROM dead_letters d
+WHERE d.state = 'held'
+    AND NOT EXISTS (SELECT FROM dead_letters b WHERE b.user_id = d.user_id AND b.group_name = d.group_name
+        AND b.version < d.version AND b.state = 'dead')
+    AND NOT EXISTS (
+        SELECT FROM dead_letters f JOIN events e ON e.aggregate_id = f.user_id AND e.version = f.version - 1
+        WHERE f.user_id = d.user_id AND f.group_name = d.group_name AND f.state = 'held' AND f.version <= d.version
+            AND e.occurred_at > now() - $2::interval
+            AND NOT EXISTS (SELECT FROM inbox i WHERE i.group_name = f.group_name AND i.event_id = e.id)
+            AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.group_name = f.group_name AND l.event_id = e.id))
+    AND NOT EXISTS (SELECT FROM replay_items i JOIN replay_jobs j ON j.id = i.job_id
+        WHERE i.letter_id = d.id AND i.outcome IS NULL AND j.state = 'running')
+ORDER BY d.created_at, d.id LIMIT $1"""
+
+
+async def release_held(connection: Connection, *, letters_max: int, at: datetime) -> int:
+    """In the caller's transaction: begin a job of the held letters that need not wait any more; how many there are."""
+    if not await connection.fetchval("SELECT pg_try_advisory_xact_lock(hashtext('release held letters'))"):
+        return 0
+    ids = [row["id"] for row in await connection.fetch(_FREE, letters_max, EVENTS_AGE)]
+    if ids:
+        asked = ReplayLetters(ids=ids, at_once=True, rate=RELEASED_A_SECOND)
+        await begin_job(connection, asked, by=NOBODY, at=at, state="held")
+    return len(ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +146,7 @@ UPDATE replay_items i SET ended_at = now(),
 FROM dead_letters d WHERE i.job_id = $1 AND i.outcome IS NULL AND i.sent_at IS NULL AND d.id = i.letter_id
     AND i.place IN (SELECT place FROM replay_items WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NULL
         ORDER BY place LIMIT $2)
-    AND (d.state <> 'dead' OR d.version IS NULL OR d.body = '' OR EXISTS (
+    AND (d.state NOT IN ('dead', 'held') OR d.version IS NULL OR d.body = '' OR EXISTS (
         SELECT FROM inbox b WHERE b.group_name = i.group_name AND b.event_id = i.event_id))
 RETURNING i.letter_id, i.outcome, d.version IS NULL AS stays"""
 _NEXT = """
@@ -143,7 +177,7 @@ WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL AND sent_at < now(
 _CLOSE = """
 UPDATE dead_letters d SET state_at = now(),
     state = CASE WHEN s.outcome = 'failed_again' THEN 'failed_again' ELSE 'replayed' END
-FROM unnest($1::uuid[], $2::text[]) AS s (id, outcome) WHERE d.id = s.id AND d.state = 'dead'"""
+FROM unnest($1::uuid[], $2::text[]) AS s (id, outcome) WHERE d.id = s.id AND d.state IN ('dead', 'held')"""
 
 
 async def settle(connection: Connection, job_id: UUID, *, unsent_max: int) -> list[str]:

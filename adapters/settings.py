@@ -237,6 +237,9 @@ class Settings(BaseSettings):
     delivery_pauses: Annotated[tuple[Pause, ...], NoDecode] = Field(
         default=(1, 5, 15, 60, 300, 900, 3600), description="seconds between a delivery's attempts; one more attempt"
     )
+    in_order: Annotated[tuple[Literal["email", "audit", "cache"], ...], NoDecode] = Field(
+        default=(), description="event groups that take nothing of a user past what they could not deal with"
+    )
     duplicate_window_seconds: int = Field(default=120, ge=1, le=86_400, description="JetStream's duplicate window")
     relay_fence: bool = Field(default=True, description="publish with an expected last sequence for each user")
     stream_bytes_max: int = Field(
@@ -272,7 +275,7 @@ class Settings(BaseSettings):
             raise ValueError("must look like m=19456,t=2,p=1")
         return {"memory_kib": found[1], "passes": found[2], "lanes": found[3]}
 
-    @field_validator("delivery_pauses", "password_context_words", mode="before")
+    @field_validator("delivery_pauses", "in_order", "password_context_words", mode="before")
     @classmethod
     def _read_list(cls, value: object) -> object:
         return tuple(part for part in re.split(r"[\s,]+", value) if part) if isinstance(value, str) else value

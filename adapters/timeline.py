@@ -67,15 +67,18 @@ async def _what_became_of(
     steps += [
         _of(by_id, row, "failed", f"attempt {row['attempt']}: {row['error']}: {row['message']}") for row in attempts
     ]
-    steps += [
-        _of(by_id, row, "dead", f"{row['reason']}: {row['error']}: {row['message']}", letter_id=row["id"])
-        for row in letters
-    ]
+    steps += [_of_letter(by_id, row) for row in letters]
     steps += [
         _of(by_id, row, "replayed", row["outcome"] or "on its way", letter_id=row["letter_id"]) for row in replays
     ]
     closed = {(row["event_id"], row["group_name"]) for row in (*done, *letters)}
     return [*steps, *_waiting(events, groups, closed, attempts, now)]
+
+
+def _of_letter(by_id: dict[UUID, asyncpg.Record], row: asyncpg.Record) -> Step:
+    if row["reason"] == "held":
+        return _of(by_id, row, "held", row["message"], letter_id=row["id"])
+    return _of(by_id, row, "dead", f"{row['reason']}: {row['error']}: {row['message']}", letter_id=row["id"])
 
 
 def _waiting(

@@ -34,11 +34,12 @@ class TwoFactorSecrets:
         meanwhile.
         """
         rows = await connection.fetch(_OF_OTHER_KEYS, self._keys.ring("two-factor").in_force, rows_max)
-        fresh = [(row["user_id"], row["secret"], self._sealed_anew(row["user_id"], row["secret"])) for row in rows]
-        await connection.executemany(
-            "UPDATE second_factors SET secret = $3 WHERE user_id = $1 AND secret = $2", [row for row in fresh if row[2]]
-        )
-        return sum(row[2] is not None for row in fresh)
+        tried = [(row["user_id"], row["secret"], self._sealed_anew(row["user_id"], row["secret"])) for row in rows]
+        fresh = [row for row in tried if row[2]]
+        if not fresh:
+            return 0  # an `executemany` of nothing would leave a transaction open on the connection
+        await connection.executemany("UPDATE second_factors SET secret = $3 WHERE user_id = $1 AND secret = $2", fresh)
+        return len(fresh)
 
     def _sealed_anew(self, user_id: UUID, sealed: str) -> str | None:
         try:

@@ -49,6 +49,7 @@ class _Order:
         return f"({', '.join(self.columns)}) {'>' if self.way == 'ASC' else '<'} ({marks})"
 
 
+_ALL = Found("true", "true")
 _TIME = ("timestamptz", "uuid")
 _ORDERS: dict[UserSort, _Order] = {
     "createdAt": _Order(("u.created_at", "u.id"), _TIME, "ASC"),
@@ -101,10 +102,11 @@ class _Page:
     """One page's statements. They are planned for the values at hand: a plan for just any search would read far too
     much for some."""
 
-    def __init__(self, query: ListUsers, order: _Order, table: str, wanted: str, found: Found = ("true", ())) -> None:
+    def __init__(self, query: ListUsers, order: _Order, table: str, wanted: str, found: Found = _ALL) -> None:
         self._order, self._wanted = order, wanted
-        self._found, self.values = found
-        self.matching = f"FROM {table} WHERE {self._found} AND {wanted}"
+        self._found, self.values = found, found.values
+        self.matching = f"FROM {table} WHERE {found.matches} AND {wanted}"
+        self._by_index = f"FROM {table} WHERE {found.by_index} AND {wanted}"
         self._place = _place(query.cursor, order)
         self._beyond = order.beyond(len(self.values) + 1) if self._place else "true"
         self._skipped, self._taken = offset_of(query), query.limit + 1
@@ -118,12 +120,12 @@ class _Page:
         order = self._order
         where = f"{self._wanted} AND {self._beyond}"
         next_rows = f"SELECT u.* FROM {order.table} WHERE {where} ORDER BY {order.by} LIMIT {_LOOKED_AT_MAX}"
-        return f"FROM {order.named.format(next_rows)} WHERE {self._found}"
+        return f"FROM {order.named.format(next_rows)} WHERE {self._found.matches}"
 
     def sorted(self) -> str:
         """All that is found, by the indexes of the search, counted and then sorted: never a walk through all there
         is."""
-        return f"{_COUNTED} {self.matching} OFFSET 0) AS u WHERE {self._beyond}"
+        return f"{_COUNTED} {self._by_index} OFFSET 0) AS u WHERE {self._beyond}"
 
     async def read(self, connection: Connection, found: str) -> list[asyncpg.Record]:
         """The page and one row more; only they are read whole."""

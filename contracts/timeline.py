@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 from contracts.operations import Operation, Permission
 from contracts.wire import Broken, Email, Moment, Page, Text, Timestamp, Wire
 
-StepKind = Literal["act", "event", "done", "failed", "dead", "replayed", "waiting"]
+StepKind = Literal["act", "event", "done", "failed", "dead", "held", "replayed", "waiting"]
 
 
 class GetTimeline(Wire):

@@ -225,7 +225,7 @@ async def _start_events(
             keep_current(means.database, "second-factor secrets", means.secrets.seal_anew), "second-factor secrets"
         )
         loops.start(_erasure(means).run(), "erasure")
-        loops.start(Replayer(means.database, means.bus).run(), "replays")
+        loops.start(Replayer(means.database, means.bus, now=now).run(), "replays")
         loops.start(means.sealer.run(), "seals")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
@@ -276,6 +276,7 @@ def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Seque
             means.personal,
             means.metrics,
             pauses_s=means.settings.delivery_pauses,
+            in_order=group in means.settings.in_order,
             wake_announcer=means.announcer.wake,
         )
         for group, (handle, handle_replayed) in handlers.items()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapters.settings import BadSettings
-from handlers.own_servers import bar, own_keys, own_settings
-from handlers.terminal import AsJson, Failure, ReadyFile, run_to_end
+from handlers.own_servers import own_keys, own_settings
+from handlers.terminal import AsJson, Failure, ReadyFile, progress_bar, run_to_end
 
 if TYPE_CHECKING:
     from handlers.audit_verification import Verdict
@@ -69,7 +69,7 @@ def _verify(from_: int | None, ready_file: Path | None) -> "Verdict":
             database = await Database.connect(settings, name="user-service audit verify")
             try:
                 await require_current(settings.database_url.get_secret_value())
-                with bar("verify") as tell:
+                with progress_bar("verify") as tell:
                     found.append(
                         await act(
                             database, PersonalData(keys), SealKeys(keys), client.jetstream(), from_position=from_,

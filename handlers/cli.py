@@ -16,6 +16,7 @@ from handlers.dev_commands import dev_app
 from handlers.key_commands import keys_app
 from handlers.letter_commands import letters_app
 from handlers.login_commands import login, logout
+from handlers.scrub_command import scrub
 from handlers.terminal import (
     AsJson,
     Failure,
@@ -48,6 +49,7 @@ app.add_typer(letters_app, name="dead-letters")
 app.add_typer(users_app, name="users")
 app.command()(login)
 app.command()(logout)
+app.command()(scrub)
 app.command()(timeline)
 
 out, err = Console(), Console(stderr=True, highlight=False, soft_wrap=True)

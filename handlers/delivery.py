@@ -22,7 +22,7 @@ from nats.errors import Error as NatsError
 
 from adapters.event_log import StoredEvent, Unreadable, events_by_id, is_same
 from adapters.gathering import Gathering
-from adapters.inbox import add_letter, done_among, error_of_attempt, mark_done, record_attempt
+from adapters.inbox import add_letter, done_among, error_of_attempt, is_behind, mark_done, record_attempt
 from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -33,6 +33,8 @@ from domain.refusals import Overloaded, Stale, Unavailable
 log = structlog.get_logger()
 
 HOLD_S = 1.0
+IN_HAND_S = 2.0
+"""So long an event waits for the one before it, which another process may have in hand, before it is held."""
 REPLAY_PAUSES_S = (1.0, 5.0)
 """Between the tries of a replay: an operator waits for its outcome, and can have it done again."""
 _UNAUTHENTIC = "unauthentic"
@@ -106,6 +108,7 @@ class Deliverer:
         metrics: Metrics,
         *,
         pauses_s: Sequence[float],
+        in_order: bool,
         wake_announcer: Callable[[], None],
     ) -> None:
         self.group = group
@@ -115,6 +118,7 @@ class Deliverer:
         self._personal = personal
         self._metrics = metrics
         self._pauses_s = pauses_s
+        self._in_order = in_order
         self._wake_announcer = wake_announcer
         self._look_up = Gathering(self._look_up_all)
         self._note = Gathering(self._note_all)
@@ -140,7 +144,8 @@ class Deliverer:
     async def _deliver(self, delivery: Delivery) -> str:
         while True:
             try:
-                async with self._turns.of(delivery.event_id):  # a second copy waits, to find it done
+                # A second copy waits, to find it done; in order, all that is of one user does.
+                async with self._turns.of(delivery.user_id if self._in_order else delivery.event_id):
                     return await self._attempt(delivery)
             except (Unavailable, Overloaded, Stale):
                 # Our own database is away: hold on, so that its outage does not use up this event's attempts.
@@ -155,9 +160,23 @@ class Deliverer:
         if done:
             await delivery.message.ack()
             return "already_done"
+        if self._in_order and await self._is_behind(found):
+            return await self._hold(delivery)
         if delivery.number == 1:
             return await self._do(delivery, found)
         return await self._do_again(delivery, found)
+
+    async def _is_behind(self, stored: StoredEvent) -> bool:
+        """Is an earlier event of its user not dealt with? One that another process has in hand is waited for."""
+        event, waited_s = stored.event, 0.0
+        while True:
+            async with self._database.connection() as connection:
+                if not await is_behind(connection, self.group, event.aggregate_id, event.version):
+                    return False
+            if waited_s >= IN_HAND_S:
+                return True
+            await asyncio.sleep(IN_HAND_S / 4)
+            waited_s += IN_HAND_S / 4
 
     async def _do_again(self, delivery: Delivery, stored: StoredEvent) -> str:
         async with self._database.connection() as connection:
@@ -240,8 +259,23 @@ class Deliverer:
     def _pauses_of(self, delivery: Delivery) -> Sequence[float]:
         return REPLAY_PAUSES_S if delivery.is_replay else self._pauses_s
 
+    async def _hold(self, delivery: Delivery) -> str:
+        """Let it wait as a letter, which goes out by itself once what is before it is dealt with."""
+        await self._write_letter(delivery, "held", "Held", "an earlier event of this user is not dealt with", "held")
+        await delivery.message.term()
+        log.info("held behind an earlier event", group=self.group, eventId=str(delivery.event_id))
+        return "held"
+
     async def _bury(self, delivery: Delivery, reason: str, error: str, message: str) -> str:
         """Write the letter, then terminate: a message must not be gone before its letter stands."""
+        await self._write_letter(delivery, reason, error, message, "dead")
+        await delivery.message.term()
+        self._metrics.dead_letters.labels(self.group, reason).inc()
+        log.error("dead letter", group=self.group, eventId=str(delivery.event_id), reason=reason, error=error)
+        self._wake_announcer()
+        return "dead"
+
+    async def _write_letter(self, delivery: Delivery, reason: str, error: str, message: str, state: str) -> None:
         async with self._database.connection() as connection:
             await add_letter(
                 connection,
@@ -259,12 +293,8 @@ class Deliverer:
                 stream=delivery.stream,
                 stream_sequence=delivery.stream_sequence,
                 durable=delivery.durable,
+                state=state,
             )
-        await delivery.message.term()
-        self._metrics.dead_letters.labels(self.group, reason).inc()
-        log.error("dead letter", group=self.group, eventId=str(delivery.event_id), reason=reason, error=error)
-        self._wake_announcer()
-        return "dead"
 
 
 async def hand_back(message: Msg) -> None:

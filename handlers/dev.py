@@ -49,6 +49,7 @@ class Ready:
                 "natsUrl": found.nats_url,
                 "natsUrls": dict(found.nats_urls),
                 "databaseUrl": found.database_url,
+                "databaseOwnerUrl": found.database_owner_url,
                 "redisUrl": found.redis_url,
                 "smtpUrl": self.smtp_url,
                 "mailDir": str(self.mail_dir),

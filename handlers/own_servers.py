@@ -1,13 +1,8 @@
-"""What a command needs that works on the servers directly: their settings and keys, and a bar while it is at it."""
+"""What a command needs that works on the servers directly: their settings and keys."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from adapters.settings import Settings, read_settings
 from handlers.terminal import Failure, read_ready
@@ -40,13 +35,3 @@ def own_keys(settings: Settings, *, needed_for: str) -> "Keys":
         return read_keys(settings.keys_file)
     except BadKeys as error:
         raise Failure(str(error)) from error
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)

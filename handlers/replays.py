@@ -6,7 +6,8 @@ Any process with the group `jobs` may do it; one at a time works on a job, and g
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import accumulate
 
 import structlog
@@ -23,6 +24,7 @@ from adapters.replays import (
     lease_job,
     mark_sent,
     next_letters,
+    release_held,
     renew_lease,
     settle,
 )
@@ -31,6 +33,8 @@ from domain.refusals import Overloaded, Stale, Unavailable
 log = structlog.get_logger()
 
 POLL_S = 1.0
+HELD_MAX = 1000
+"""Held letters that go on with one job."""
 BURST_S = 0.5
 """So much of its rate a replay may save up."""
 STEP_S = 0.1
@@ -46,14 +50,16 @@ FAILED_MAX = 10
 class Replayer:
     """Works on replays for ever, one at a time."""
 
-    def __init__(self, database: Database, client: Client) -> None:
+    def __init__(self, database: Database, client: Client, *, now: Callable[[], datetime]) -> None:
         self._database = database
         self._client = client
+        self._now = now
 
     async def run(self) -> None:
         while True:
             try:
-                async with self._database.connection() as connection:
+                async with self._database.transaction() as connection:
+                    await release_held(connection, letters_max=HELD_MAX, at=self._now())
                     turn = await lease_job(connection)
                 if turn is not None:
                     await _Round(self._database, self._client, turn).run()

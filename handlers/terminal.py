@@ -6,11 +6,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 ReadyFile = Annotated[Path | None, typer.Option(help="Ready file of `dev`; default: ready.json in its data directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -86,6 +89,16 @@ def nats_url_of(ready_file: Path | None) -> str:
     if ready_file is None and os.environ.get("NATS_URL"):
         return os.environ["NATS_URL"]
     return str(read_ready(ready_file)["natsUrl"])
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal: told how much is done, and of how much."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from adapters.settings import Settings
-from handlers.own_servers import bar, own_keys, own_settings
-from handlers.terminal import AsJson, Failure, ReadyFile, run_to_end
+from handlers.own_servers import own_keys, own_settings
+from handlers.terminal import AsJson, Failure, ReadyFile, progress_bar, run_to_end
 
 if TYPE_CHECKING:
     from adapters.personal_data import PersonalData
@@ -45,7 +45,7 @@ def import_users(
 
         database = await Database.connect(settings, name="user-service users import")
         try:
-            with bar("import") as tell, _reporting(report) as refuse:
+            with progress_bar("import") as tell, _reporting(report) as refuse:
                 done.append(await act(database, personal, file, dry_run=dry_run, report=refuse, tell=tell))
         finally:
             await database.close()
@@ -80,7 +80,7 @@ def export_users(
 
         database = await Database.connect(settings, name="user-service users export")
         try:
-            with bar("export") as tell:
+            with progress_bar("export") as tell:
                 counts.append(await act(database, personal, file, with_hashes=with_hashes, resume=resume, tell=tell))
         except FileExistsError as error:
             raise Failure(f"{file} is there already; name another, or go on with --resume") from error

@@ -4,12 +4,12 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
-from tests import canary
+from tests import canary, forking
 
 RACE_ROUNDS = int(os.environ.get("RACE_ROUNDS", "10"))
 """How often a race is run; `make races` runs each fifty times. A multiple of ten."""
@@ -31,7 +31,7 @@ class Dev:
         self.ready_file = data_dir / "ready.json"
         self.log_file = data_dir.with_suffix(".log")
         self._env = FAST | env
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: forking.Started | asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> "Dev":
         await self.start()
@@ -64,10 +64,8 @@ class Dev:
         """Start, and wait until all groups serve."""
         self.ready_file.unlink(missing_ok=True)
         with self.log_file.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "handlers.start", "dev", "--data-dir", str(self.data_dir),
-                stdout=log, stderr=log, env=clean_environment() | self._env,
-            )  # fmt: skip
+            words, env = ("dev", "--data-dir", str(self.data_dir)), clean_environment() | self._env
+            self._process = await forking.start(words, env=env, out=log.fileno(), err=log.fileno())
         await until(lambda: self.ready_file.exists() or self._process_ended(), within_s=60, what="dev to be ready")
         assert self.ready_file.exists(), self.log_file.read_text()[-4000:]
 
@@ -122,17 +120,15 @@ async def eventually(condition: Callable[[], Awaitable[object]], *, within_s: fl
 
 async def command(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
     """Run `user-service …` to its end: exit code, standard output, standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "handlers.start", *words),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=clean_environment() | dict(env or {}),
-        cwd=cwd,
-    )
-    try:
-        async with asyncio.timeout(60):
-            out, err = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        raise
-    return process.returncode or 0, out.decode(), err.decode()
+    with TemporaryFile() as out, TemporaryFile() as err:
+        whole = clean_environment() | dict(env or {})
+        process = await forking.start(words, env=whole, out=out.fileno(), err=err.fileno(), cwd=cwd)
+        try:
+            async with asyncio.timeout(60):
+                code = await process.wait()
+        except TimeoutError:
+            process.kill()
+            raise
+        for file in (out, err):
+            file.seek(0)
+        return code, out.read().decode(), err.read().decode()

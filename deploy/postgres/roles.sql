@@ -10,3 +10,8 @@ CREATE ROLE user_service LOGIN PASSWORD :'service_password';
 CREATE DATABASE user_service OWNER user_service_owner;
 REVOKE ALL ON DATABASE user_service FROM PUBLIC;
 GRANT CONNECT ON DATABASE user_service TO user_service;
+
+-- What `user-service scrub` needs beside owning the tables: see "Deleting and erasing" in docs/operations.md.
+GRANT pg_checkpoint TO user_service_owner;
+\connect user_service
+GRANT EXECUTE ON FUNCTION pg_switch_wal() TO user_service_owner;

@@ -4,13 +4,13 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import nats
+import psutil  # type: ignore[import-untyped]
 from nats.aio.client import Client as NatsClient
 from nats.js.errors import NotFoundError
 
@@ -18,6 +18,7 @@ from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_state import EmbeddedFailure
 from adapters.keys import write_keys
 from adapters.mail_sink import MailSink
+from tests import forking
 from tests.gateway import Gateway, gateway
 from tests.program import FAST, clean_environment, command, until
 
@@ -34,7 +35,7 @@ class Run:
         self._env = env
         self._log_file = log_file
         self._words = words
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: forking.Started | asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> "Run":
         try:
@@ -50,10 +51,8 @@ class Run:
     async def launch(self) -> None:
         """Start it, and wait for nothing."""
         with self._log_file.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "handlers.start", "run", *self._words,
-                stdout=log, stderr=log, env=clean_environment() | dict(self._env),
-            )  # fmt: skip
+            words, env = ("run", *self._words), clean_environment() | dict(self._env)
+            self._process = await forking.start(words, env=env, out=log.fileno(), err=log.fileno())
 
     async def start(self) -> None:
         """Start, and wait until its groups serve; with workers, until all of them do."""
@@ -65,7 +64,7 @@ class Run:
         assert not self.has_ended, self.log[-4000:]
 
     @property
-    def process(self) -> asyncio.subprocess.Process:
+    def process(self) -> forking.Started | asyncio.subprocess.Process:
         assert self._process is not None
         return self._process
 
@@ -188,13 +187,16 @@ class House:
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """A server takes what is sent and answers nothing while the block lasts."""
-        pid = self.servers.pid_of(name)
-        os.kill(pid, signal.SIGSTOP)
+        """A server takes what is sent and answers nothing while the block lasts; PostgreSQL is many processes."""
+        first = psutil.Process(self.servers.pid_of(name))
+        processes = [first, *first.children(recursive=True)]
+        for process in processes:
+            process.suspend()
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            for process in processes:
+                process.resume()
 
     async def kill(self, name: str) -> None:
         """SIGKILL a server; `bring_back` starts it again on its port and data."""

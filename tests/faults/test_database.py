@@ -25,6 +25,7 @@ from tests.integration.mail_server import MailServer
 from tests.program import until
 
 REFUSED_S_MAX = 3.0  # one second is promised; this machine is shared
+QUICKLY_S = 0.3  # a tenth is promised; this machine is shared
 UNWOKEN_S_MAX = 3.0  # one second is promised
 
 
@@ -47,6 +48,28 @@ async def test_a_restarted_database_costs_refusals_alone(
         assert people.longest_refusal_s < REFUSED_S_MAX
         assert back_s < BACK_S_MAX
         assert not run.has_ended
+        assert not run.lines("request failed")
+
+
+async def test_a_hung_database_is_left_alone_and_found_back(
+    house: House, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    async with house.run(**UNVERIFIED) as run, house.gateway() as client:
+        people = People(client, deadline_s=2)
+        async with people.at_work(8):
+            await people.until_answered(100, within_s=20)
+            with house.frozen("postgres"):
+                await until(lambda: run.lines("postgres is left alone for a while"), within_s=15, what="the breaker")
+                before = len(people.outcomes)
+                await until(lambda: len(people.outcomes) > before + 100, within_s=15, what="quick refusals")
+                refused_s = sorted(outcome.seconds for outcome in people.outcomes[before:] if outcome.code in AWAY)
+            back_s = await people.until_answered(100, within_s=20)
+        counts = await people.require_kept(house)
+        record_testsuite_property("database hung: median refusal, seconds", refused_s[len(refused_s) // 2])
+        record_testsuite_property("database hung: back, seconds", back_s)
+        assert refused_s[len(refused_s) // 2] < QUICKLY_S
+        assert back_s < BACK_S_MAX
+        assert "SILENCE" not in counts
         assert not run.lines("request failed")
 
 

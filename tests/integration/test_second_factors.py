@@ -151,6 +151,8 @@ async def test_secrets_come_under_the_key_in_force_while_the_service_runs(
             return await bench.secrets.seal_anew(connection, rows_max=100)
 
     assert await seal_anew() == 0
+    async with owner.transaction():  # where nothing was to be done, no transaction is left open
+        await owner.execute("LOCK TABLE second_factors IN ACCESS EXCLUSIVE MODE NOWAIT")
     fresh = rotate(path, "two-factor", lead_s=0)
     assert keys.reload()
     assert bench.secrets.open(bench.user_id, before.secret_sealed) == SECRET  # older keys open

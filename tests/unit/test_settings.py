@@ -133,6 +133,7 @@ WRONG = {
     "pool_wait_ms": "soon",
     "statement_ms_max": "1.5",
     "delivery_pauses": "1 soon",
+    "in_order": "email sms",
     "duplicate_window_seconds": "0",
     "relay_fence": "maybe",
     "stream_bytes_max": "9" * 30,

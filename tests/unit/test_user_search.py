@@ -1,5 +1,7 @@
 """What a search means, before it reaches a statement."""
 
+import re
+
 import pytest
 
 from adapters.user_search import found_by
@@ -20,7 +22,29 @@ from adapters.user_search import found_by
     ],
 )
 def test_a_search_becomes_patterns(search: str, values: tuple[str, ...]) -> None:
-    condition, found = found_by(search)
+    condition, by_index, found = found_by(search)
     assert found == values
     assert condition.count("$") == len(values)
+    assert by_index == condition
     assert (condition == "false") is (not values)
+
+
+@pytest.mark.parametrize(
+    ("search", "pieces"),
+    [
+        ("Lovelace", ["Lov", "vel", "lac"]),
+        ("O'Shaughnessy-Bright", ["Sha", "aug", "ghn"]),
+        ("Ada L. K. 1843", ["Ada", "184"]),
+    ],
+)
+def test_a_long_search_asks_the_index_for_some_of_its_letters(search: str, pieces: list[str]) -> None:
+    found = found_by(search)
+    places = [int(place) for place in re.findall(r"substr\(\$2, (\d+), 3\)", found.by_index)]
+    assert [found.values[1][place - 1 : place + 2] for place in places] == pieces
+    assert "u.name_key || '' LIKE name_key($2)" in found.by_index
+
+
+@pytest.mark.parametrize("search", ["a b c d e", "Lovel", "Müller-Lüdenscheid"])
+def test_a_search_without_such_letters_is_asked_as_it_is(search: str) -> None:
+    found = found_by(search)
+    assert found.by_index == found.matches
