@@ -127,7 +127,7 @@ def encrypt(key: bytes, plain: bytes, place: str) -> str:
 def decrypt(key: bytes, body: str, place: str) -> bytes:
     """The plain bytes; raises `CannotOpen` for another key or place, or an altered text."""
     try:
-        raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        raw = unb64(body)
         return AESGCM(key).decrypt(raw[:12], raw[12:], place.encode())
     except (InvalidTag, ValueError) as error:
         raise CannotOpen(f"a ciphertext of {place.split(':', maxsplit=1)[0]} does not open") from error
@@ -154,6 +154,11 @@ def public_bytes(private: Ed25519PrivateKey) -> bytes:
 def b64(raw: bytes) -> str:
     """URL-safe base64 without padding (RFC 7515)."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def unb64(text: str) -> bytes:
+    """The bytes of such a text; raises `ValueError` for another."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def new_keys() -> dict[str, dict[str, object]]:
@@ -193,7 +198,7 @@ def read_keys(path: Path) -> Keys:
 
 def _read_ring(purpose: str, raw: dict[str, dict[str, Any]]) -> Ring:
     found = raw[purpose]
-    keys = {kid: base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for kid, text in found["keys"].items()}
+    keys = {kid: unb64(text) for kid, text in found["keys"].items()}
     current, successor = str(found["current"]), None
     if "next" in found:
         successor = Successor(str(found["next"]["kid"]), float(found["next"]["from"]))

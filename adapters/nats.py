@@ -38,6 +38,8 @@ EVENTS_STREAM = "USER_EVENTS"
 LETTERS_STREAM = "USER_DEAD_LETTERS"
 REPLAYS_STREAM = "USER_REPLAYS"
 ADVISORIES_STREAM = "USER_ADVISORIES"
+SEALS_STREAM = "USER_AUDIT_SEALS"
+SEALS_SUBJECT = "users.audit-seals"
 _GIVEN_UP = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
 EVENT_GROUPS = ("email", "audit", "cache")
 TAKING_GROUPS = (*EVENT_GROUPS, "jobs")
@@ -50,6 +52,8 @@ EVENTS_AGE = timedelta(days=90)
 """So long a message stays on the streams of events and letters."""
 UPLOAD_S = 3600
 """How long an upload lies in its bucket at most."""
+_SEALS_BYTES_MAX = 512 * 1024**2
+"""Some million heads, two months of one every five seconds; each vouches for all before it."""
 _RESERVED_BYTES = 8 * 1024
 ACK_WAIT_S = 15
 """How long the deliveries of a worker that died lie still; one that lives says so three times in it."""
@@ -244,7 +248,7 @@ def invalidation(user_id: UUID, version: int) -> bytes:
 
 
 def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
-    """The four streams and the two buckets.
+    """The five streams and the two buckets.
 
     `discard=new` stops the relay in sight of the alerts instead of dropping what nobody read.
     """
@@ -265,6 +269,15 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
             name=ADVISORIES_STREAM,
             subjects=[f"{_GIVEN_UP}.{EVENTS_STREAM}.*", f"{_GIVEN_UP}.{REPLAYS_STREAM}.*"],
             retention=RetentionPolicy.WORK_QUEUE,
+        ),
+        # Kept without end, as far as its bytes go: the newest heads must always find room.
+        replace(
+            base,
+            name=SEALS_STREAM,
+            subjects=[SEALS_SUBJECT],
+            max_age=0,
+            max_bytes=_SEALS_BYTES_MAX,
+            discard=DiscardPolicy.OLD,
         ),
         _bucket(base, AVATARS_BUCKET, max_age=0, max_bytes=settings.avatar_bytes_max, no_ack=False),
         # JetStream's acknowledgement goes to whatever subject its message names, past every rule of the bus: with one

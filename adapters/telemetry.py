@@ -108,6 +108,7 @@ class Metrics:
         self._add_relay()
         self._add_groups()
         self._add_letters()
+        self._add_audit()
         self._add_means()
         self._add_caches()
         self._add_upkeep()
@@ -191,6 +192,13 @@ class Metrics:
         self.replay_idle = self._gauge(
             "replay_idle_seconds", "How long the running replay that is worst off has moved nothing", of_all=_ONE
         )
+
+    def _add_audit(self) -> None:
+        self.audit_seals = self._counter("audit_seals_total", "Seals put on the audit log")
+        self.audit_unsealed_seconds = self._gauge(
+            "audit_unsealed_seconds", "Age of the oldest audit row that stands under no published seal yet", of_all=_ONE
+        )
+        self.audit_cuts = self._counter("audit_cuts_total", "Times more seals were published than the audit log has")
 
     def _add_means(self) -> None:
         self.up = self._gauge(

@@ -30,6 +30,7 @@ from adapters.personal_data import PersonalData
 from adapters.pictures import Pictures
 from adapters.postgres import Database
 from adapters.redis import Redis
+from adapters.seal_keys import SealKeys
 from adapters.settings import Settings, unknown_variables
 from adapters.smtp import Mailer
 from adapters.telemetry import Metrics
@@ -58,6 +59,7 @@ from handlers.measures import SharedFigures, note_keys, watch_dependencies, watc
 from handlers.once import Once
 from handlers.relay import Relay
 from handlers.replays import Replayer
+from handlers.sealing import Sealer
 from handlers.table import HANDLERS
 from handlers.uploads import Acknowledger
 from handlers.vitals import Vitals, http_routes, http_server
@@ -88,6 +90,7 @@ class Means:
     bus: Client
     gaps: "Gaps"
     relay: Relay
+    sealer: Sealer
     announcer: Announcer
     vitals: Vitals
 
@@ -173,7 +176,8 @@ async def _build(
     relay = Relay(database, bus, personal, metrics, fence=settings.relay_fence)
     return Means(
         settings, metrics, database, personal, TwoFactorSecrets(keys), redis, SharedCache(redis), bus, gaps, relay,
-        Announcer(database, bus), Vitals(settings, database, bus, redis),
+        Sealer(database, bus, SealKeys(keys), metrics), Announcer(database, bus),
+        Vitals(settings, database, bus, redis),
     )  # fmt: skip
 
 
@@ -233,6 +237,7 @@ async def _start_events(
         figures = SharedFigures(means.database, means.bus.jetstream(), means.settings, means.metrics)
         loops.start(figures.run(), "figures")
         loops.start(Replayer(means.database, means.bus, now=now).run(), "replays")
+        loops.start(means.sealer.run(), "seals")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
     if not wanted and "jobs" not in groups:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of, written
+from handlers.audit_command import audit_app
 from handlers.dev_commands import dev_app
 from handlers.key_commands import keys_app
 from handlers.letter_commands import letters_app
@@ -40,6 +41,7 @@ app = typer.Typer(
     help="Accounts and sessions over NATS.",
 )
 events_app = typer.Typer(no_args_is_help=True, help="Look at the stream of events.")
+app.add_typer(audit_app, name="audit")
 app.add_typer(dev_app, name="dev")
 app.add_typer(events_app, name="events")
 app.add_typer(keys_app, name="keys")

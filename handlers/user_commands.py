@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from adapters.settings import Settings, read_settings
-from handlers.terminal import AsJson, Failure, ReadyFile, progress_bar, read_ready, run_to_end
+from adapters.settings import Settings
+from handlers.own_servers import own_keys, own_settings
+from handlers.terminal import AsJson, Failure, ReadyFile, progress_bar, run_to_end
 
 if TYPE_CHECKING:
     from adapters.personal_data import PersonalData
@@ -92,27 +93,10 @@ def export_users(
 
 def _means(ready_file: Path | None) -> tuple[Settings, "PersonalData"]:
     """Database and keys: of the environment, else those of a running dev."""
-    from adapters.keys import BadKeys, read_keys
     from adapters.personal_data import PersonalData
 
-    settings = read_settings() if ready_file is None and os.environ.get("DATABASE_URL") else _of_dev(ready_file)
-    if settings.keys_file is None:
-        raise Failure("USER_SERVICE_KEYS_FILE: not set; the import seals names and addresses under its keys")
-    try:
-        return settings, PersonalData(read_keys(settings.keys_file))
-    except BadKeys as error:
-        raise Failure(str(error)) from error
-
-
-def _of_dev(ready_file: Path | None) -> Settings:
-    found = read_ready(ready_file)
-    return read_settings(
-        nats_url=found["natsUrls"]["operator"],
-        database_url=found["databaseUrl"],
-        redis_url=found["redisUrl"] or "none",
-        smtp_url=found["smtpUrl"],
-        keys_file=Path(str(found["mailDir"])).parent / "keys.json",
-    )
+    settings = own_settings(ready_file)
+    return settings, PersonalData(own_keys(settings, needed_for="the import seals names and addresses under its keys"))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from contracts.api import BY_SUBJECT
 from tests.gateway import Gateway, database, gateway
-from tests.program import Dev
+from tests.program import Dev, command
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -18,6 +18,7 @@ async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
     async with Dev(base / "data", USER_SERVICE_DELIVERY_PAUSES="0.2 0.4") as running:
         yield running
         await require_the_table_to_be_true(running)
+        await require_the_audit_log_to_verify(running)
 
 
 @pytest_asyncio.fixture
@@ -39,6 +40,12 @@ async def limited(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev
 async def limited_client(limited: Dev) -> AsyncIterator[Gateway]:
     async with gateway(limited.ready) as found:
         yield found
+
+
+async def require_the_audit_log_to_verify(dev: Dev) -> None:
+    """Whatever a whole run has left there, by requests and groups, is told by events or is an act of ours."""
+    code, out, err = await command("audit", "verify", "--ready-file", str(dev.ready_file))
+    assert code == 0, out + err
 
 
 async def require_the_table_to_be_true(dev: Dev) -> None:

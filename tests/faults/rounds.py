@@ -145,6 +145,13 @@ class Callers:
         await asyncio.sleep(self._chance.uniform(0.02, 0.1))
 
 
+async def require_seals(house: House) -> None:
+    """The audit log was sealed all the while, and each row and seal is as it was written."""
+    code, out, err = await house.command("audit", "verify", "--json")
+    assert code == 0, out + err
+    assert json.loads(out)["seals"] > 0
+
+
 @dataclass
 class Figures:
     """What a round was made of, and what came of it."""
@@ -186,6 +193,7 @@ async def play(house: House, seed: int, faults: Sequence[Fault]) -> Figures:
     events = await require_stream(house.ready, await require_rows(house.ready, everyone))
     every = [event for of_user in events.values() for event in of_user]
     await require_audit(house.ready, every)
+    await require_seals(house)
     for changes in callers.changes:
         require_changes(events[changes.user_id], changes)
     await require_last_states(house.ready, events, callers.changes)

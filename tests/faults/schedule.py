@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tests.faults.house import SERVERS, House, Run
 from tests.program import until
 
-RUNS = {"requests": ("requests",), "relay": ("relay",), "groups": ("email", "audit", "cache")}
+RUNS = {"requests": ("requests",), "relay": ("relay",), "groups": ("email", "audit", "cache", "jobs")}
 VICTIMS = (*RUNS, *SERVERS)
 _AGAIN_S = 0.3
 

@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import ConsumerConfig
 
+from adapters.audit_heads import read_heads
 from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_bus import inbox_prefix
 from adapters.nats import stream_configs
@@ -94,6 +95,7 @@ async def _serve(worker: Client) -> None:
     await streams.add_stream(name="USER_EVENTS", subjects=["users.events.>"])
     await streams.add_stream(name="USER_DEAD_LETTERS", subjects=["users.dead-letters.>"])
     await streams.add_stream(name="USER_REPLAYS", subjects=["users.replay.>"])
+    await streams.add_stream(name="USER_AUDIT_SEALS", subjects=["users.audit-seals"])
     for bucket in stream_configs(settings_of("postgresql://127.0.0.1/none"))[-2:]:
         await streams.add_stream(bucket)
     for number in range(3):
@@ -147,6 +149,10 @@ async def test_admin_requests_are_answered_to(roles: dict[str, Role], role: str)
         *((role, "users.dead-letters.email.UserRegistered.1") for role in OTHERS),
         *((role, "users.replay.email.UserRegistered.1") for role in OTHERS),
         *((role, "users.invalidate.1") for role in OTHERS),
+        *((role, "users.audit-seals") for role in OTHERS),
+        *((role, "$JS.API.STREAM.PURGE.USER_AUDIT_SEALS") for role in OTHERS),
+        *((role, "$JS.API.STREAM.MSG.DELETE.USER_AUDIT_SEALS") for role in OTHERS),
+        *((role, "$JS.API.STREAM.MSG.GET.USER_AUDIT_SEALS") for role in ("gateway", "admin-gateway", "listener")),
         *((role, "$JS.API.STREAM.CREATE.OTHER") for role in OTHERS),
         *((role, "$JS.API.STREAM.UPDATE.USER_EVENTS") for role in OTHERS),
         *((role, "$JS.API.STREAM.PURGE.USER_EVENTS") for role in OTHERS),
@@ -245,6 +251,17 @@ async def test_an_operator_looks_at_every_stream(roles: dict[str, Role], role: s
     assert (await streams.consumer_info("USER_EVENTS", "email")).name == "email"
     assert [info.name for info in await streams.consumers_info("USER_EVENTS")]
     assert (await streams.get_msg("USER_EVENTS", seq=1)).subject == "users.events.v1.UserRegistered.0"
+    assert not await roles[role].refusals()
+
+
+@pytest.mark.parametrize("role", ["worker", "operator", "dev"])
+async def test_an_operator_reads_what_a_worker_has_published_of_the_audit_log(
+    roles: dict[str, Role], role: str
+) -> None:
+    await roles["worker"].client.jetstream(timeout=5).publish("users.audit-seals", b"{}")
+    read = [head async for _, head in read_heads(roles[role].client.jetstream(timeout=5))]
+    assert read
+    assert set(read) == {None}
     assert not await roles[role].refusals()
 
 

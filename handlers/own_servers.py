@@ -1,0 +1,37 @@
+"""What a command needs that works on the servers directly: their settings and keys."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.settings import Settings, read_settings
+from handlers.terminal import Failure, read_ready
+
+if TYPE_CHECKING:
+    from adapters.keys import Keys
+
+
+def own_settings(ready_file: Path | None) -> Settings:
+    """Of the environment, else of a running dev."""
+    if ready_file is None and os.environ.get("DATABASE_URL"):
+        return read_settings()
+    found = read_ready(ready_file)
+    return read_settings(
+        nats_url=found["natsUrls"]["operator"],
+        database_url=found["databaseUrl"],
+        redis_url=found["redisUrl"] or "none",
+        smtp_url=found["smtpUrl"],
+        keys_file=Path(str(found["mailDir"])).parent / "keys.json",
+    )
+
+
+def own_keys(settings: Settings, *, needed_for: str) -> "Keys":
+    """The key rings; `needed_for` says to whom they are missing what cannot be done."""
+    from adapters.keys import BadKeys, read_keys
+
+    if settings.keys_file is None:
+        raise Failure(f"USER_SERVICE_KEYS_FILE: not set; {needed_for}")
+    try:
+        return read_keys(settings.keys_file)
+    except BadKeys as error:
+        raise Failure(str(error)) from error
