@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from handlers.start import ALLOCATOR
+from tests.faults import mortal
 
 _MESSAGE_MAX = 256 * 1024
 
@@ -55,8 +56,9 @@ async def start(
 ) -> Started | asyncio.subprocess.Process:
     """Start `user-service …` with this environment and these descriptors."""
     if os.environ.get("EXEC") == "1":
+        module = "tests.faults.mortal" if mortal.VARIABLE in env else "handlers.start"
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "handlers.start", *words), stdout=out, stderr=err, env=env, cwd=cwd
+            *(sys.executable, "-m", module, *words), stdout=out, stderr=err, env=env, cwd=cwd
         )
     ours, theirs = socket.socketpair()
     with theirs:
@@ -135,6 +137,8 @@ def _become(asked: dict[str, object], out: int, err: int) -> None:
         sys.argv = ["user-service", *words]
         from handlers.start import main
 
+        if mortal.VARIABLE in os.environ:
+            mortal.make_mortal(os.environ[mortal.VARIABLE])
         main()
         code = 0
     except SystemExit as ended:
