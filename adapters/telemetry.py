@@ -128,6 +128,16 @@ class Metrics:
             "Users whose next event is too large for the bus or cannot be read",
             registry=registry,
         )
+        self.stream_losses = Counter(
+            "stream_losses_total", "Times a stream was found to have lost messages", ["stream", "what"],
+            registry=registry,
+        )  # fmt: skip
+        self.stream_put_back = Counter(
+            "stream_put_back_total", "Messages put back from the tables", ["stream"], registry=registry
+        )
+        self.stream_refilling = Gauge(
+            "stream_refilling", "1 while what a stream has lost is being put back", ["stream"], registry=registry
+        )
         self.deliveries = Counter(
             "event_deliveries_total", "Deliveries by what became of them", ["group", "outcome"], registry=registry
         )

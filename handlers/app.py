@@ -55,6 +55,7 @@ from handlers.groups import Taker, watch
 from handlers.jobs import clear_away, keep_current
 from handlers.leftovers import remove_leftovers
 from handlers.once import Once
+from handlers.reconciler import Reconciler
 from handlers.relay import Relay
 from handlers.replays import Replayer
 from handlers.table import HANDLERS
@@ -222,6 +223,8 @@ async def _start_events(
         )
         loops.start(_erasure(means).run(), "erasure")
         loops.start(Replayer(means.database, means.bus).run(), "replays")
+        reconciler = Reconciler(means.database, means.bus.jetstream(), means.settings, means.metrics)
+        loops.start(reconciler.run(), "reconciler")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
     if not wanted and "jobs" not in groups:

@@ -22,7 +22,7 @@ from nats.errors import Error as NatsError
 
 from adapters.event_log import StoredEvent, Unreadable, events_by_id, is_same
 from adapters.gathering import Gathering
-from adapters.inbox import add_letter, done_among, error_of_attempt, mark_done, record_attempt
+from adapters.inbox import add_letter, dealt_with_among, error_of_attempt, mark_done, record_attempt
 from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -147,7 +147,7 @@ class Deliverer:
                 await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))
 
     async def _attempt(self, delivery: Delivery) -> str:
-        found, done = await self._look_up(delivery.event_id)
+        found, done, dead = await self._look_up(delivery.event_id)
         if isinstance(found, Unreadable):  # a key is missing here; another process may have it
             return await self._put_off(delivery, found)
         if found is None or not is_same(found, str(delivery.user_id), delivery.event_type, delivery.message.data):
@@ -155,6 +155,9 @@ class Deliverer:
         if done:
             await delivery.message.ack()
             return "already_done"
+        if dead and not delivery.is_replay:  # its letter waits for an operator, however often the stream has it again
+            await delivery.message.ack()
+            return "already_dead"
         if delivery.number == 1:
             return await self._do(delivery, found)
         return await self._do_again(delivery, found)
@@ -188,12 +191,14 @@ class Deliverer:
                 )
             return await self._do(delivery, stored)
 
-    async def _look_up_all(self, event_ids: Sequence[UUID]) -> Sequence[tuple[StoredEvent | Unreadable | None, bool]]:
-        """Each event as it stands in our table, and whether the group has dealt with it before."""
+    async def _look_up_all(
+        self, event_ids: Sequence[UUID]
+    ) -> Sequence[tuple[StoredEvent | Unreadable | None, bool, bool]]:
+        """Each event as it stands in our table, whether the group has done it before, and whether a letter stands."""
         async with self._database.connection() as connection:
             found = await events_by_id(connection, self._personal, event_ids)
-            done = await done_among(connection, self.group, event_ids)
-        return [(found.get(event_id), event_id in done) for event_id in event_ids]
+            done, dead = await dealt_with_among(connection, self.group, event_ids)
+        return [(found.get(event_id), event_id in done, event_id in dead) for event_id in event_ids]
 
     async def _do(self, delivery: Delivery, stored: StoredEvent) -> str:
         try:

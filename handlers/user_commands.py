@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from adapters.settings import Settings, read_settings
-from handlers.terminal import AsJson, Failure, ReadyFile, read_ready, run_to_end
+from handlers.direct_means import direct_means, progress_bar
+from handlers.terminal import AsJson, Failure, ReadyFile, run_to_end
 
 if TYPE_CHECKING:
-    from adapters.personal_data import PersonalData
     from contracts.transfer import RefusedLine
     from handlers.transfer import Imported
 
@@ -37,7 +34,7 @@ def import_users(
 
     Exit 1 when a line was refused.
     """
-    settings, personal = _means(ready_file)
+    settings, personal = direct_means(ready_file)
     done: list[Imported] = []
 
     async def work() -> None:
@@ -46,7 +43,7 @@ def import_users(
 
         database = await Database.connect(settings, name="user-service users import")
         try:
-            with _bar("import") as tell, _reporting(report) as refuse:
+            with progress_bar("import") as tell, _reporting(report) as refuse:
                 done.append(await act(database, personal, file, dry_run=dry_run, report=refuse, tell=tell))
         finally:
             await database.close()
@@ -72,7 +69,7 @@ def export_users(
     ready_file: ReadyFile = None,
 ) -> None:
     """Write every user that is not deleted, one a line, as JSON that `users import` reads."""
-    settings, personal = _means(ready_file)
+    settings, personal = direct_means(ready_file)
     counts: list[int] = []
 
     async def work() -> None:
@@ -81,7 +78,7 @@ def export_users(
 
         database = await Database.connect(settings, name="user-service users export")
         try:
-            with _bar("export") as tell:
+            with progress_bar("export") as tell:
                 counts.append(await act(database, personal, file, with_hashes=with_hashes, resume=resume, tell=tell))
         except FileExistsError as error:
             raise Failure(f"{file} is there already; name another, or go on with --resume") from error
@@ -90,41 +87,6 @@ def export_users(
 
     run_to_end(work())
     typer.echo(json.dumps({"exported": counts[0]}) if as_json else f"{counts[0]} users")
-
-
-def _means(ready_file: Path | None) -> tuple[Settings, "PersonalData"]:
-    """Database and keys: of the environment, else those of a running dev."""
-    from adapters.keys import BadKeys, read_keys
-    from adapters.personal_data import PersonalData
-
-    settings = read_settings() if ready_file is None and os.environ.get("DATABASE_URL") else _of_dev(ready_file)
-    if settings.keys_file is None:
-        raise Failure("USER_SERVICE_KEYS_FILE: not set; the import seals names and addresses under its keys")
-    try:
-        return settings, PersonalData(read_keys(settings.keys_file))
-    except BadKeys as error:
-        raise Failure(str(error)) from error
-
-
-def _of_dev(ready_file: Path | None) -> Settings:
-    found = read_ready(ready_file)
-    return read_settings(
-        nats_url=found["natsUrls"]["operator"],
-        database_url=found["databaseUrl"],
-        redis_url=found["redisUrl"] or "none",
-        smtp_url=found["smtpUrl"],
-        keys_file=Path(str(found["mailDir"])).parent / "keys.json",
-    )
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
 @contextmanager
