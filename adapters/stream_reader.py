@@ -4,22 +4,29 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
+from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from adapters.inbox import AnnouncedLetter
 from adapters.nats import EVENTS_STREAM, LETTERS_STREAM, last_message, message_at
 from adapters.postgres import Connection
 from adapters.refill import Announced, Tail, versions_of
-from contracts.events import chain_of
+from contracts.events import SUBJECT_PREFIX, chain_of
 from domain.refusals import Unavailable
 
 AT_ONCE = 64
 LETTERS_MAX = 200
 """Letters of one user and type that are looked at; where there are more, none of them is announced again."""
 ALL = "all"
+BATCH_MAX = 2000
+BATCH_S = 10.0
+IDLE_S = 120.0
+"""After so long without a question the server forgets a reader."""
 LOOK_S = 6.0
 """Below PostgreSQL's idle-in-transaction limit: locks are held while users are looked for."""
 
@@ -88,6 +95,57 @@ async def lost_among(js: JetStreamContext, heads: Sequence[Announced]) -> list[A
     async with asyncio.timeout(LOOK_S):
         found = await asyncio.gather(*(stands(head) for head in heads))
     return [head for head, is_there in zip(heads, found, strict=True) if not is_there]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A message as it stands on the stream, without its body."""
+
+    sequence: int
+    subject: str
+    message_id: str | None
+
+
+class EventsReader:
+    """Reads the stream of events from a time on, never more than a batch of it at once."""
+
+    def __init__(self, js: JetStreamContext, *, since: datetime | None) -> None:
+        self._js = js
+        self._since = since
+        self._subscription: JetStreamContext.PullSubscription | None = None
+        self.left = 0
+        """How many messages were still to come at the last batch."""
+
+    async def batch(self) -> list[Standing]:
+        """The next messages; none where all that stands there was read. Raises `Unavailable` where none comes."""
+        if self._subscription is None:
+            self._subscription = await self._begin()
+        info: Any = await self._subscription.consumer_info()
+        self.left = int(info.num_pending or 0)
+        if not self.left:
+            return []
+        try:
+            messages = await self._subscription.fetch(min(self.left, BATCH_MAX), timeout=BATCH_S)
+        except NatsTimeout as error:
+            raise Unavailable from error
+        self.left -= len(messages)
+        return [
+            Standing(one.metadata.sequence.stream, one.subject, (one.headers or {}).get("Nats-Msg-Id"))
+            for one in messages
+        ]
+
+    async def _begin(self) -> JetStreamContext.PullSubscription:
+        return await self._js.pull_subscribe(
+            f"{SUBJECT_PREFIX}.>",
+            stream=EVENTS_STREAM,
+            config=ConsumerConfig(
+                ack_policy=AckPolicy.NONE,
+                deliver_policy=DeliverPolicy.ALL if self._since is None else DeliverPolicy.BY_START_TIME,
+                opt_start_time=self._since,
+                headers_only=True,
+                inactive_threshold=IDLE_S,
+            ),
+        )
 
 
 def _uuid(text: str | None) -> UUID | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from adapters.settings import BadSettings
+from domain.refusals import Overloaded
 from handlers.direct_means import direct_means, progress_bar
 from handlers.terminal import AsJson, Failure, ReadyFile, nats_url_of, run_to_end
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from adapters.personal_data import PersonalData
     from adapters.postgres import Database
+    from handlers.event_verification import Verified
 
 events_app = typer.Typer(
     no_args_is_help=True, help="Watch the stream of events, verify it, fill it up, hand it out again."
@@ -106,6 +109,55 @@ def events_republish(
     if done.waiting:
         typer.echo(f"{done.waiting} events still wait for a relay: does one run?", err=True)
         raise typer.Exit(1)
+
+
+@events_app.command("verify")
+def events_verify(
+    from_position: Annotated[
+        int, typer.Option("--from", min=0, help="Only users and events from that position of table `events` on.")
+    ] = 0,
+    as_json: AsJson = False,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Compare rows with what their events say, and the stream with the table. Changes nothing.
+
+    Exit 0 where all agree, 1 where a fault is named, 2 where it could not be done.
+    """
+    from handlers.event_verification import StreamVerification, Verified, verify_rows
+
+    found = Verified()
+
+    async def work() -> None:
+        async with _servers(ready_file) as (database, js, personal):
+            with progress_bar("rows") as tell:
+                await verify_rows(database, personal, found, from_position=from_position, tell=tell)
+            with progress_bar("stream") as tell:
+                await StreamVerification(database, js, found, from_position=from_position).run(tell)
+
+    try:
+        run_to_end(work(), foreseen=(Overloaded,))
+    except (Failure, BadSettings) as error:
+        err.print(str(error), style="red", markup=False)
+        raise typer.Exit(2) from error
+    _tell_verified(found, as_json=as_json)
+    if found.faults_counted:
+        raise typer.Exit(1)
+
+
+def _tell_verified(found: "Verified", *, as_json: bool) -> None:
+    if as_json:
+        counts = {"users": found.users, "events": found.events, "messages": found.messages}
+        faults = [
+            {"kind": fault.kind, "userId": fault.user_id and str(fault.user_id), "says": fault.says}
+            for fault in found.faults
+        ]
+        typer.echo(json.dumps({**counts, "faults": found.faults_counted, "named": faults}))
+        return
+    for fault in found.faults:
+        typer.echo(f"FAULT  {fault.kind}: {f'user {fault.user_id}: ' if fault.user_id else ''}{fault.says}")
+    if found.faults_counted > len(found.faults):
+        typer.echo(f"and {found.faults_counted - len(found.faults)} more")
+    typer.echo(f"{found.users} users, {found.events} events, {found.messages} messages: {found.faults_counted} faults")
 
 
 @asynccontextmanager
