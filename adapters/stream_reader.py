@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from secrets import token_hex
 from uuid import UUID
 
-from nats.errors import TimeoutError as NatsTimeout
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from adapters.inbox import AnnouncedLetter
-from adapters.nats import EVENTS_STREAM, LETTERS_STREAM, last_message, message_at
+from adapters.nats import EVENTS_STREAM, LETTERS_STREAM, Durable, last_message, message_at, pull
 from adapters.postgres import Connection
 from adapters.refill import Announced, Tail, versions_of
 from contracts.events import SUBJECT_PREFIX, chain_of
@@ -109,43 +111,70 @@ class Standing:
 class EventsReader:
     """Reads the stream of events from a time on, never more than a batch of it at once."""
 
-    def __init__(self, js: JetStreamContext, *, since: datetime | None) -> None:
-        self._js = js
+    def __init__(self, client: Client, *, since: datetime | None) -> None:
+        self._client = client
+        self._js = client.jetstream()
         self._since = since
-        self._subscription: JetStreamContext.PullSubscription | None = None
+        self._place = Durable("", EVENTS_STREAM, f"reader-{token_hex(8)}", f"{SUBJECT_PREFIX}.>")
+        self._inbox = client.new_inbox()
+        self._subscription: Subscription | None = None
+        self._taken: list[Msg] = []
+        self._awaited = 0
+        self._whole = asyncio.Event()
         self.left = 0
         """How many messages were still to come at the last batch."""
 
     async def batch(self) -> list[Standing]:
         """The next messages; none where all that stands there was read. Raises `Unavailable` where none comes."""
         if self._subscription is None:
-            self._subscription = await self._begin()
-        info: Any = await self._subscription.consumer_info()
-        self.left = int(info.num_pending or 0)
+            await self._begin()
+        if not self.left:
+            info = await self._js.consumer_info(EVENTS_STREAM, self._place.name)
+            self.left = info.num_pending or 0
         if not self.left:
             return []
+        self._taken, self._awaited = [], min(self.left, BATCH_MAX)
+        self._whole.clear()
+        await pull(self._client, self._place, inbox=self._inbox, messages_max=self._awaited, expires_s=BATCH_S)
         try:
-            messages = await self._subscription.fetch(min(self.left, BATCH_MAX), timeout=BATCH_S)
-        except NatsTimeout as error:
+            async with asyncio.timeout(BATCH_S):
+                await self._whole.wait()
+        except TimeoutError as error:
             raise Unavailable from error
-        self.left -= len(messages)
-        return [
-            Standing(one.metadata.sequence.stream, one.subject, (one.headers or {}).get("Nats-Msg-Id"))
-            for one in messages
-        ]
+        self.left = max(self.left - len(self._taken), 0)
+        return [_standing(message) for message in self._taken]
 
-    async def _begin(self) -> JetStreamContext.PullSubscription:
-        return await self._js.pull_subscribe(
-            f"{SUBJECT_PREFIX}.>",
-            stream=EVENTS_STREAM,
-            config=ConsumerConfig(
+    async def _begin(self) -> None:
+        self._subscription = await self._client.subscribe(self._inbox, cb=self._on_message)
+        await self._js.add_consumer(
+            EVENTS_STREAM,
+            ConsumerConfig(
+                name=self._place.name,
                 ack_policy=AckPolicy.NONE,
                 deliver_policy=DeliverPolicy.ALL if self._since is None else DeliverPolicy.BY_START_TIME,
                 opt_start_time=self._since,
+                filter_subject=self._place.subject,
                 headers_only=True,
                 inactive_threshold=IDLE_S,
             ),
         )
+        self.left = 0
+
+    async def _on_message(self, message: Msg) -> None:
+        if message.reply.startswith("$JS.ACK."):
+            self._taken.append(message)
+        if len(self._taken) == self._awaited or not message.reply:
+            self._whole.set()
+
+    async def close(self) -> None:
+        """Leave nothing on the server."""
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+            await self._js.delete_consumer(EVENTS_STREAM, self._place.name)
+
+
+def _standing(message: Msg) -> Standing:
+    return Standing(int(message.reply.split(".")[5]), message.subject, (message.headers or {}).get("Nats-Msg-Id"))
 
 
 def _uuid(text: str | None) -> UUID | None:

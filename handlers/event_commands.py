@@ -16,7 +16,7 @@ from handlers.direct_means import direct_means, progress_bar
 from handlers.terminal import AsJson, Failure, ReadyFile, nats_url_of, run_to_end
 
 if TYPE_CHECKING:
-    from nats.js import JetStreamContext
+    from nats.aio.client import Client
 
     from adapters.personal_data import PersonalData
     from adapters.postgres import Database
@@ -88,10 +88,16 @@ def events_republish(
     found: list[Republished] = []
 
     async def work() -> None:
-        async with _servers(ready_file) as (database, js, personal):
+        async with _servers(ready_file) as (database, client, personal):
             with progress_bar("users") as tell:
                 done = await republish(
-                    database, personal, js, from_position=from_position, dry_run=dry_run, by=operator(), tell=tell
+                    database,
+                    personal,
+                    client.jetstream(),
+                    from_position=from_position,
+                    dry_run=dry_run,
+                    by=operator(),
+                    tell=tell,
                 )
             found.append(done)
 
@@ -128,11 +134,11 @@ def events_verify(
     found = Verified()
 
     async def work() -> None:
-        async with _servers(ready_file) as (database, js, personal):
+        async with _servers(ready_file) as (database, client, personal):
             with progress_bar("rows") as tell:
                 await verify_rows(database, personal, found, from_position=from_position, tell=tell)
             with progress_bar("stream") as tell:
-                await StreamVerification(database, js, found, from_position=from_position).run(tell)
+                await StreamVerification(database, client, found, from_position=from_position).run(tell)
 
     try:
         run_to_end(work(), foreseen=(Overloaded,))
@@ -161,7 +167,7 @@ def _tell_verified(found: "Verified", *, as_json: bool) -> None:
 
 
 @asynccontextmanager
-async def _servers(ready_file: Path | None) -> AsyncIterator[tuple["Database", "JetStreamContext", "PersonalData"]]:
+async def _servers(ready_file: Path | None) -> AsyncIterator[tuple["Database", "Client", "PersonalData"]]:
     """Database, stream and keys, as their operator."""
     from adapters.bus_client import bus_client
     from adapters.migrations import require_current
@@ -173,6 +179,6 @@ async def _servers(ready_file: Path | None) -> AsyncIterator[tuple["Database", "
     database = await Database.connect(patient, name="user-service events")
     try:
         async with bus_client(settings.nats_url.get_secret_value()) as client:
-            yield database, client.jetstream(), personal
+            yield database, client, personal
     finally:
         await database.close()

@@ -5,12 +5,12 @@ the stream is looked for once more.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from nats.js import JetStreamContext
+from nats.aio.client import Client
 
 from adapters.histories import (
     Compared,
@@ -98,9 +98,9 @@ def _judge(compared: Compared, verified: Verified) -> None:
 class StreamVerification:
     """Reads the stream once: which events stand there, each once, none before its user's earlier one, none foreign."""
 
-    def __init__(self, database: Database, js: JetStreamContext, verified: Verified, *, from_position: int) -> None:
+    def __init__(self, database: Database, client: Client, verified: Verified, *, from_position: int) -> None:
         self._database = database
-        self._js = js
+        self._client = client
         self._verified = verified
         self._from = from_position
         self._seen = Positions()
@@ -109,29 +109,41 @@ class StreamVerification:
 
     async def run(self, tell: Tell) -> None:
         """All of it. What was announced when it began must stand there when it ends."""
-        if await stream_state(self._js, EVENTS_STREAM) is None:
+        if await stream_state(self._client.jetstream(), EVENTS_STREAM) is None:
             self._verified.add("stream", "there is no stream USER_EVENTS")
             return
         since = datetime.now(UTC) - RETENTION + LATE
         async with self._database.connection() as connection:
             end = await last_position(connection)
             began = await time_of(connection, self._from) if self._from else None
-        reader = EventsReader(self._js, since=began and began - LATE)
-        await self._read(reader, tell)
-        missing = await self._not_seen(end, since)
-        if missing:  # they may have been announced behind what was read
+        reader = EventsReader(self._client, since=began and began - LATE)
+        try:
             await self._read(reader, tell)
-            await self._report_missing(missing, since)
+            missing = await self._not_seen(end, since)
+            if missing:  # they may have been announced behind what was read
+                await self._read(reader, tell)
+                await self._report_missing(missing, since)
+        finally:
+            await reader.close()
         await self._report_order()
 
     async def _read(self, reader: EventsReader, tell: Tell) -> None:
-        while batch := await reader.batch():
-            async with self._database.connection() as connection:
-                known = await placed_by_id(connection, [id for id in map(_id_of, batch) if id is not None])
-            for standing in batch:
-                self._take(standing, known.get(_id_of(standing) or _NONE))
-            self._verified.messages += len(batch)
-            tell(self._verified.messages, self._verified.messages + reader.left)
+        """One batch is looked up while the next one comes."""
+        batch = await reader.batch()
+        while batch:
+            async with asyncio.TaskGroup() as both:
+                coming = both.create_task(reader.batch())
+                both.create_task(self._look_up(batch))
+            tell(self._verified.messages, self._verified.messages + len(coming.result()) + reader.left)
+            batch = coming.result()
+
+    async def _look_up(self, batch: Sequence[Standing]) -> None:
+        ids = [_id_of(standing) for standing in batch]
+        async with self._database.connection() as connection:
+            known = await placed_by_id(connection, [id for id in ids if id is not None])
+        for standing, id in zip(batch, ids, strict=True):
+            self._take(standing, known.get(id) if id else None)
+        self._verified.messages += len(batch)
 
     def _take(self, standing: Standing, event: Placed | None) -> None:
         if event is None or standing.subject != subject_of(event.type, event.user_id):
@@ -179,9 +191,6 @@ class StreamVerification:
                 self._verified.add(
                     "order", f"version {event.version} stands on the stream before the one before it", event.user_id
                 )
-
-
-_NONE = UUID(int=0)
 
 
 def _id_of(standing: Standing) -> UUID | None:

@@ -79,7 +79,7 @@ async def a_past(database: Database, personal: PersonalData, trail: Trail) -> Us
 async def verified(database: Database, personal: PersonalData, bus: Client, start: int) -> Verified:
     found = Verified()
     await verify_rows(database, personal, found, from_position=start, tell=lambda *_: None)
-    await StreamVerification(database, bus.jetstream(), found, from_position=start).run(lambda *_: None)
+    await StreamVerification(database, bus, found, from_position=start).run(lambda *_: None)
     return found
 
 
