@@ -222,7 +222,7 @@ async def _start_events(
             keep_current(means.database, "second-factor secrets", means.secrets.seal_anew), "second-factor secrets"
         )
         loops.start(_erasure(means).run(), "erasure")
-        loops.start(Replayer(means.database, means.bus).run(), "replays")
+        loops.start(Replayer(means.database, means.bus, means.personal).run(), "replays")
         reconciler = Reconciler(means.database, means.bus.jetstream(), means.settings, means.metrics)
         loops.start(reconciler.run(), "reconciler")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     from adapters.personal_data import PersonalData
     from adapters.postgres import Database
+    from contracts.dead_letters import Job
     from handlers.event_verification import Verified
+    from handlers.history_replays import Begun
 
 events_app = typer.Typer(
     no_args_is_help=True, help="Watch the stream of events, verify it, fill it up, hand it out again."
@@ -166,10 +169,91 @@ def _tell_verified(found: "Verified", *, as_json: bool) -> None:
     typer.echo(f"{found.users} users, {found.events} events, {found.messages} messages: {found.faults_counted} faults")
 
 
+@events_app.command("replay")
+def events_replay(
+    group: Annotated[str, typer.Option(help="The group that gets them: email, audit or cache.")],
+    start: Annotated[str, typer.Option("--from", help="Events from that position or time (RFC 3339) on.")],
+    end: Annotated[str, typer.Option("--to", help="Events before that position or time.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be delivered.")] = False,
+    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Events a second.")] = 50,
+    at_once: Annotated[bool, typer.Option("--at-once", help="Not first one, then ten, then all the others.")] = False,
+    wait: Annotated[bool, typer.Option(help="Watch it to its end.")] = True,
+    as_json: AsJson = False,
+    ready_file: ReadyFile = None,
+) -> None:
+    """Hand a group a stretch of history again; what it has dealt with stays as it is, and nobody else hears of it.
+
+    A job of the service: Ctrl-C stops watching, `dead-letters jobs cancel` ends it. Exit 1 when it stopped, or events
+    failed.
+    """
+    from handlers.history_replays import Begun, NotPossible, replay_history, watch_job
+    from handlers.operators import operator
+
+    begun: list[Begun] = []
+    ended: list[Job] = []
+
+    async def work() -> None:
+        async with _database(ready_file) as (database, personal):
+            done = await replay_history(
+                database, personal, group, _bound(start), _bound(end), dry_run=dry_run, rate=rate, careful=not at_once,
+                by=operator(),
+            )  # fmt: skip
+            begun.append(done)
+            if done.job_id is not None and wait:
+                typer.echo(f"replay {done.job_id} of {done.found.to_deliver} events", err=True)
+                with progress_bar("replay") as tell:
+                    ended.append(await watch_job(database, done.job_id, tell))
+
+    run_to_end(work(), foreseen=(NotPossible,))
+    _tell_replayed(begun[0], ended[0] if ended else None, as_json=as_json)
+    if ended and (ended[0].state != "done" or ended[0].failed_again):
+        raise typer.Exit(1)
+
+
+def _bound(text: str) -> int | datetime:
+    """A position, or a time with its zone."""
+    if text.isdecimal() and len(text) < 19:
+        return int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise Failure(f"{text!r} is neither a position of table `events` nor a time like 2026-03-01T12:00:00Z")
+    return at
+
+
+def _tell_replayed(begun: "Begun", job: "Job | None", *, as_json: bool) -> None:
+    found = begun.found
+    if as_json:
+        figures = {
+            "jobId": begun.job_id and str(begun.job_id), "matched": found.matched, "toDeliver": found.to_deliver,
+            "alreadyHandled": found.already_handled, "discarded": found.discarded,
+            "sample": [
+                {"position": event.position, "eventId": str(event.id), "userId": str(event.user_id), "type": event.type}
+                for event in begun.sample
+            ],
+            "job": job and job.model_dump(mode="json", by_alias=True),
+        }  # fmt: skip
+        typer.echo(json.dumps(figures))
+        return
+    typer.echo(
+        f"{found.matched} events: {found.to_deliver} to deliver, {found.already_handled} already handled, "
+        f"{found.discarded} discarded"
+    )
+    if job is not None:
+        why = f" ({job.why})" if job.why else ""
+        typer.echo(f"{job.state}{why}: {job.done} done, {job.failed_again} failed")
+        return
+    for event in begun.sample:
+        typer.echo(f"{event.occurred_at.isoformat()}  {event.position}  {event.user_id}  v{event.version} {event.type}")
+    if begun.job_id is not None:
+        typer.echo(f"replay {begun.job_id}: `user-service dead-letters jobs show {begun.job_id}`")
+
+
 @asynccontextmanager
-async def _servers(ready_file: Path | None) -> AsyncIterator[tuple["Database", "Client", "PersonalData"]]:
-    """Database, stream and keys, as their operator."""
-    from adapters.bus_client import bus_client
+async def _database(ready_file: Path | None) -> AsyncIterator[tuple["Database", "PersonalData"]]:
+    """Database and keys, as their operator."""
     from adapters.migrations import require_current
     from adapters.postgres import Database
 
@@ -178,7 +262,16 @@ async def _servers(ready_file: Path | None) -> AsyncIterator[tuple["Database", "
     await require_current(settings.database_url.get_secret_value())
     database = await Database.connect(patient, name="user-service events")
     try:
-        async with bus_client(settings.nats_url.get_secret_value()) as client:
-            yield database, client, personal
+        yield database, personal
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def _servers(ready_file: Path | None) -> AsyncIterator[tuple["Database", "Client", "PersonalData"]]:
+    """Database, keys and bus."""
+    from adapters.bus_client import bus_client
+
+    url = direct_means(ready_file)[0].nats_url.get_secret_value()
+    async with _database(ready_file) as (database, personal), bus_client(url) as client:
+        yield database, client, personal

@@ -1,85 +1,29 @@
 """Rows, events and the stream on real servers: clean where nothing was touched, and every fault named by its user."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid4
 
 import asyncpg
-import pytest_asyncio
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.api import RawStreamMsg, StreamConfig
+from nats.js.api import RawStreamMsg
 
-from adapters.embedded import EmbeddedServers
 from adapters.event_log import Trail
-from adapters.nats import EVENTS_STREAM, close, connect, provision
+from adapters.nats import EVENTS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.refill import last_position
-from adapters.telemetry import Metrics
-from adapters.unit_of_work import unit_of_work
 from contracts.events import chain_of, subject_of
-from contracts.wire import Empty
 from domain.user import User
 from handlers.event_verification import StreamVerification, Verified, verify_rows
-from handlers.relay import Relay
 from handlers.republish import republish
-from tests.builders import ORIGIN, a_user, settings_of
-from tests.program import eventually
+from tests.integration.relaying import a_past, relayed, without_memory
 
 
-@pytest_asyncio.fixture
-async def bus(servers: EmbeddedServers) -> AsyncIterator[Client]:
-    async def closed() -> None:
-        return
-
-    settings = settings_of(servers.addresses.database_url, nats_url=servers.addresses.nats_worker_url)
-    client = await connect(settings, name="test", on_closed=closed)
-    await provision(client.jetstream(), settings, ())
-    yield client
-    await close(client)
-
-
-@asynccontextmanager
-async def relayed(database: Database, bus: Client, personal: PersonalData) -> AsyncIterator[None]:
-    """A relay at work; at the end of the block all that was written is announced."""
-    running = asyncio.create_task(Relay(database, bus, personal, Metrics(), fence=True).run())
-
-    async def nothing_waits() -> bool:
-        async with database.connection() as rows:
-            return not await rows.fetchval("SELECT EXISTS (SELECT FROM outbox)")
-
-    try:
-        yield
-        await eventually(nothing_waits, within_s=10, what="all to be announced")
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
-
-
-async def a_past(database: Database, personal: PersonalData, trail: Trail) -> User:
-    """A user to whom several things have happened; five events."""
-    user, at = a_user(), datetime.now(UTC)  # what is older than the stream's age is not looked for
-    async with unit_of_work(database, personal, trail, announce=lambda _: None) as work:
-        user.verify_email(reason="registration", at=at)
-        assert await work.users.add(user)
-        locked = await work.users.lock(user.id)
-        assert locked
-        locked.change({"bio": "a marked life", "first_name": "Grace"}, expected_revision=None, at=at)
-        locked.refuse_password(origin=ORIGIN, at=at)
-        locked.change_role("moderator", reason="a test", at=at)
-        await work.users.save(locked)
-        await work.commit(Empty())
-    return user
-
-
-async def verified(database: Database, personal: PersonalData, bus: Client, start: int) -> Verified:
+async def verified(database: Database, personal: PersonalData, events_bus: Client, start: int) -> Verified:
     found = Verified()
     await verify_rows(database, personal, found, from_position=start, tell=lambda *_: None)
-    await StreamVerification(database, bus, found, from_position=start).run(lambda *_: None)
+    await StreamVerification(database, events_bus, found, from_position=start).run(lambda *_: None)
     return found
 
 
@@ -93,13 +37,13 @@ async def start_of(owner: asyncpg.Connection) -> int:
 
 
 async def test_what_nobody_has_touched_is_clean(
-    database: Database, personal: PersonalData, trail: Trail, bus: Client, owner: asyncpg.Connection
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, owner: asyncpg.Connection
 ) -> None:
     start = await start_of(owner)
-    async with relayed(database, bus, personal):
+    async with relayed(database, events_bus, personal):
         for _ in range(3):
             await a_past(database, personal, trail)
-    found = await verified(database, personal, bus, start)
+    found = await verified(database, personal, events_bus, start)
     assert (found.users, found.events) == (3, 15)
     assert found.messages >= 15
     assert [fault for fault in found.faults if fault.kind != "foreign"] == []
@@ -122,22 +66,22 @@ async def the_second(js: JetStreamContext, user: User) -> RawStreamMsg:
     return await js.get_msg(EVENTS_STREAM, seq=1, subject=subject_of("EmailVerified", user.id), next=True)
 
 
-async def deleted_message(_: asyncpg.Connection, bus: Client, user: User) -> None:
-    js = bus.jetstream()
+async def deleted_message(_: asyncpg.Connection, events_bus: Client, user: User) -> None:
+    js = events_bus.jetstream()
     await js.delete_msg(EVENTS_STREAM, (await the_second(js, user)).seq or 0)
 
 
-async def again_at_the_end(_: asyncpg.Connection, bus: Client, user: User) -> None:
-    js = bus.jetstream()
+async def again_at_the_end(_: asyncpg.Connection, events_bus: Client, user: User) -> None:
+    js = events_bus.jetstream()
     message = await the_second(js, user)
     same = {"Nats-Msg-Id": (message.headers or {})["Nats-Msg-Id"]}
     await js.publish(message.subject or "", message.data or b"", headers=same)
 
 
-async def moved_to_the_end(_: asyncpg.Connection, bus: Client, user: User) -> None:
-    js = bus.jetstream()
+async def moved_to_the_end(_: asyncpg.Connection, events_bus: Client, user: User) -> None:
+    js = events_bus.jetstream()
     first = await the_second(js, user)
-    await again_at_the_end(_, bus, user)
+    await again_at_the_end(_, events_bus, user)
     await js.delete_msg(EVENTS_STREAM, first.seq or 0)
 
 
@@ -157,24 +101,21 @@ HARM: dict[Callable[[asyncpg.Connection, Client, User], Awaitable[None]], set[tu
 
 
 async def test_every_harm_is_named_with_its_user(
-    database: Database, personal: PersonalData, trail: Trail, bus: Client, owner: asyncpg.Connection
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, owner: asyncpg.Connection
 ) -> None:
-    start, js = await start_of(owner), bus.jetstream()
-    async with relayed(database, bus, personal):
+    start, js = await start_of(owner), events_bus.jetstream()
+    async with relayed(database, events_bus, personal):
         users = [await a_past(database, personal, trail) for _ in HARM]
-    config: StreamConfig = (await js.stream_info(EVENTS_STREAM)).config
-    await js.update_stream(replace(config, duplicate_window=0.1))  # else the server takes no second copy
-    await asyncio.sleep(0.3)
-    for harm, user in zip(HARM, users, strict=True):
-        await harm(owner, bus, user)
+    async with without_memory(events_bus):
+        for harm, user in zip(HARM, users, strict=True):
+            await harm(owner, events_bus, user)
     stranger, nobody = uuid4(), uuid4()
     await js.publish(subject_of("UserLogin", stranger), b"{}", headers={"Nats-Msg-Id": str(uuid4())})
     await owner.execute(
         "INSERT INTO events (id, aggregate_id, version, type, occurred_at, data, metadata) "
         "VALUES (gen_random_uuid(), $1, 1, 'DataExported', '2020-01-01', '{}', '{}')", nobody,
     )  # fmt: skip
-    found = await verified(database, personal, bus, start)
-    await js.update_stream(config)
+    found = await verified(database, personal, events_bus, start)
     await owner.execute("DELETE FROM outbox")
     for (harm, named), user in zip(HARM.items(), users, strict=True):
         assert faults(found, user.id) == named, harm.__name__
@@ -183,18 +124,18 @@ async def test_every_harm_is_named_with_its_user(
 
 
 async def test_a_hole_below_a_users_last_message_is_no_reason_to_put_old_behind_new(
-    database: Database, personal: PersonalData, trail: Trail, bus: Client, owner: asyncpg.Connection
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, owner: asyncpg.Connection
 ) -> None:
-    start, js = await start_of(owner), bus.jetstream()
-    async with relayed(database, bus, personal):
+    start, js = await start_of(owner), events_bus.jetstream()
+    async with relayed(database, events_bus, personal):
         user, whole = await a_past(database, personal, trail), await a_past(database, personal, trail)
-    await deleted_message(owner, bus, user)
-    async with relayed(database, bus, personal):
+    await deleted_message(owner, events_bus, user)
+    async with relayed(database, events_bus, personal):
         done = await republish(
             database, personal, js, from_position=start, dry_run=False, by="a test", tell=lambda *_: None
         )
     assert (done.users, done.events) == (2, 0)
-    found = await verified(database, personal, bus, start)
+    found = await verified(database, personal, events_bus, start)
     assert faults(found, user.id) == {("missing", "version 2 is not on the stream")}
     assert not faults(found, whole.id)
     assert (await js.get_last_msg(EVENTS_STREAM, chain_of(user.id))).seq

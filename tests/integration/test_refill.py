@@ -1,0 +1,175 @@
+"""What a stream has lost is put back from the tables: all of it, in order, once, and nothing else."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest_asyncio
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
+
+from adapters.event_log import Trail
+from adapters.history_replays import Stretch, count_stretch, position_at
+from adapters.inbox import add_letter, mark_done
+from adapters.nats import EVENTS_STREAM, LETTERS_STREAM
+from adapters.personal_data import PersonalData
+from adapters.postgres import Database
+from adapters.refill import last_position
+from contracts.events import chain_of
+from domain.user import User
+from handlers.dead_letters import Announcer
+from handlers.refill import EventsRefill, LettersRefill
+from tests.integration.relaying import a_past, relayed, renamed, without_memory
+from tests.program import eventually
+
+
+async def on_stream(js: JetStreamContext, user: User) -> list[str]:
+    """The ids of a user's events, in the stream's order."""
+    found: list[str] = []
+    sequence = 1
+    while True:
+        try:
+            message = await js.get_msg(EVENTS_STREAM, seq=sequence, subject=chain_of(user.id), next=True)
+        except NotFoundError:
+            return found
+        found.append((message.headers or {})["Nats-Msg-Id"])
+        sequence = (message.seq or 0) + 1
+
+
+async def in_table(database: Database, user: User) -> list[str]:
+    async with database.connection() as rows:
+        found = await rows.fetch("SELECT id FROM events WHERE aggregate_id = $1 ORDER BY version", user.id)
+    return [str(row["id"]) for row in found]
+
+
+@pytest_asyncio.fixture
+async def start(owner: asyncpg.Connection) -> int:
+    await owner.execute("DELETE FROM outbox")  # of other tests
+    return await last_position(owner) + 1  # type: ignore[arg-type]
+
+
+async def test_a_relay_puts_nothing_behind_a_gap(
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int
+) -> None:
+    js = events_bus.jetstream()
+    async with relayed(database, events_bus, personal):
+        gone, short, whole = [await a_past(database, personal, trail) for _ in range(3)]
+    async with without_memory(events_bus):
+        await js.purge_stream(EVENTS_STREAM, subject=chain_of(gone.id))
+        last = await js.get_last_msg(EVENTS_STREAM, chain_of(short.id))
+        await js.delete_msg(EVENTS_STREAM, last.seq or 0)
+        async with relayed(database, events_bus, personal):
+            for user in (gone, short, whole):
+                await renamed(database, personal, trail, user)
+                await renamed(database, personal, trail, user)
+    for user in (gone, short, whole):
+        assert await on_stream(js, user) == await in_table(database, user)
+    assert start
+
+
+async def test_a_copy_that_the_server_does_not_store_is_not_counted_as_announced(
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int, owner: asyncpg.Connection
+) -> None:
+    """It remembers ids for two minutes, also of what was deleted, and acknowledges a copy that it does not keep."""
+    js, waiting = events_bus.jetstream(), "SELECT count(*) FROM outbox"
+    async with relayed(database, events_bus, personal):
+        user = await a_past(database, personal, trail)
+    last = await js.get_last_msg(EVENTS_STREAM, chain_of(user.id))
+    await js.delete_msg(EVENTS_STREAM, last.seq or 0)
+    async with relayed(database, events_bus, personal):
+        assert await put_back(database, js, start) == 1
+        await asyncio.sleep(1.0)  # two passes of the relay
+        assert await owner.fetchval(waiting) == 1
+        async with without_memory(events_bus):
+            await eventually(partial(nothing_waits, owner), within_s=10, what="the copy to be taken")
+    assert await on_stream(js, user) == await in_table(database, user)
+
+
+async def nothing_waits(owner: asyncpg.Connection) -> bool:
+    return not await owner.fetchval("SELECT EXISTS (SELECT FROM outbox)")
+
+
+async def put_back(database: Database, js: JetStreamContext, start: int) -> int:
+    refill, after, count = EventsRefill(database, js, from_position=start), None, 0
+    while (step := await refill.page(after)) is not None and step.to is not None:
+        after, count = step.to, count + step.put_back
+    return count
+
+
+async def test_of_an_erased_user_nothing_comes_back_while_the_stream_is_swept(
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int
+) -> None:
+    js = events_bus.jetstream()
+    async with relayed(database, events_bus, personal):
+        user = await a_past(database, personal, trail)
+    await js.purge_stream(EVENTS_STREAM, subject=chain_of(user.id))
+    async with database.connection() as rows:
+        await rows.execute("DELETE FROM user_keys WHERE user_id = $1", user.id)
+        await rows.execute(
+            "WITH last AS (INSERT INTO events (id, aggregate_id, version, type, occurred_at, data, metadata) SELECT "
+            "$2, $1, 6, 'UserErased', now(), '{}', metadata FROM events WHERE aggregate_id = $1 AND version = 1 "
+            "RETURNING position) INSERT INTO outbox (position, user_id, version) SELECT position, $1, 6 FROM last",
+            user.id, uuid4(),
+        )  # fmt: skip
+    assert await missing(database, js, start) == 0
+    async with relayed(database, events_bus, personal):
+        pass
+    assert await on_stream(js, user) == (await in_table(database, user))[-1:]
+    assert await missing(database, js, start) == 0
+
+
+async def missing(database: Database, js: JetStreamContext, start: int) -> int:
+    refill, after, count = EventsRefill(database, js, from_position=start), None, 0
+    while (step := await refill.look(after)).to is not None:
+        after, count = step.to, count + step.put_back
+    return count
+
+
+async def test_only_letters_that_their_stream_has_lost_are_announced_again(
+    database: Database, events_bus: Client, owner: asyncpg.Connection
+) -> None:
+    js, user_id = events_bus.jetstream(), uuid4()
+    await owner.execute("UPDATE dead_letters SET announced_at = now() WHERE announced_at IS NULL")
+    async with database.connection() as rows:
+        for number in range(5):
+            await add_letter(
+                rows, group="email", event_id=uuid4(), user_id=user_id, event_type="UserLogin", reason="a_test",
+                error="E", message="", subject="s", body=b"{}", headers={}, deliveries=1, stream="USER_EVENTS",
+                stream_sequence=number, durable="email",
+            )  # fmt: skip
+    announcer = Announcer(database, events_bus)
+    assert not await announcer._announce_some()
+    subject = f"users.dead-letters.email.UserLogin.{user_id}"
+    first = await js.get_msg(LETTERS_STREAM, seq=1, subject=subject, next=True)
+    await js.delete_msg(LETTERS_STREAM, first.seq or 0)
+    lost, after = 0, None
+    while (step := await LettersRefill(database, js).page(after)) is not None and step.to is not None:
+        after = step.to
+    again = await owner.fetch("SELECT id FROM dead_letters WHERE announced_at IS NULL AND user_id = $1", user_id)
+    lost += len(again)
+    assert [str(row["id"]) for row in again] == [(first.headers or {})["Dead-Letter-Id"]]
+    assert lost == 1
+
+
+async def test_a_stretch_by_times_is_the_stretch_by_positions(
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int
+) -> None:
+    began = datetime.now(UTC)
+    async with relayed(database, events_bus, personal):
+        users = [await a_past(database, personal, trail) for _ in range(4)]
+    events = [event for user in users for event in await in_table(database, user)]
+    async with database.connection() as rows:
+        await mark_done(rows, "audit", dict.fromkeys(map(UUID, events[:7]), "audited"))
+        end = await last_position(rows) + 1
+        assert await position_at(rows, began) == start
+        assert await position_at(rows, datetime.now(UTC)) == end
+        by_position = Stretch("audit", start, end, None, None)
+        by_time = Stretch("audit", 0, 2**62, began, datetime.now(UTC))
+        for stretch in (by_position, by_time):
+            found = await count_stretch(rows, stretch)
+            assert (found.matched, found.already_handled, found.to_deliver) == (20, 7, 13)
+        none = Stretch("audit", start, end, None, began - timedelta(seconds=1))
+        assert (await count_stretch(rows, none)).matched == 0
