@@ -226,9 +226,11 @@ class House:
         return self.base / "data" / "nats" / "store"
 
     async def empty_streams(self) -> None:
-        """A test begins with no event of another: the service makes its streams when it starts, and misses nothing."""
+        """A test begins with no event of another: the service makes its streams when it starts, and misses nothing, as
+        if nothing had ever been announced."""
         async with database(self.ready) as rows:
             await rows.execute("DELETE FROM stream_marks")
+            await rows.execute("UPDATE relay_heads SET version = 0, stream_sequence = 0")
         async with self.worker() as nc:
             for name in STREAMS:
                 try:
