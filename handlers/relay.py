@@ -225,7 +225,9 @@ class Relay:
         tails = [Tail(head.user_id, head.version, head.sequence) for head in heads if head.is_short]
         if tails:
             count = await put_back(connection, tails, from_position=0, since=datetime.now(UTC) - RETENTION)
-            log.warning("the stream has lost events of users; they are announced again", users=len(tails), events=count)
+            if count:  # else its age has ended it
+                log.warning("the stream has lost events; they are announced again", users=len(tails), events=count)
+            self.wake()
 
     async def _publish(self, head: Head, stored: StoredEvent) -> None:
         """Put one event behind the user's last, and move the head to what is last then."""

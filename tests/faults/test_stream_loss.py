@@ -1,11 +1,13 @@
 """JetStream's data are gone, or an older copy of them is put back: streams are refilled, and nothing happens twice."""
 
 import asyncio
+import json
 import shutil
 import signal
 import sys
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -91,6 +93,17 @@ async def doctor_says(house: House) -> str:
     return "\n".join(f"{finding.what}: {finding.says}" for finding in findings)
 
 
+async def verified(house: House, ledger: Ledger) -> tuple[int, dict[str, Any]]:
+    """Exit code and report of `events verify`, from the first of these users on."""
+    async with database(house.ready) as rows:
+        first = await rows.fetchval(
+            "SELECT min(position) FROM events WHERE aggregate_id = ANY($1)", list(ledger.user_ids.values())
+        )
+    code, out, err = await house.command("events", "verify", "--from", str(first), "--json")
+    assert code < 2, err
+    return code, json.loads(out)
+
+
 async def a_letter_is_announced(house: House, ledger: Ledger) -> None:
     async def is_so() -> bool:
         return len(await announced_letters(house, ledger)) == 1
@@ -165,6 +178,8 @@ async def test_data_that_are_gone_are_put_back_from_the_tables(house: House) -> 
         assert "USER_DEAD_LETTERS: compared with its table" in (says := await doctor_says(house))
         assert "found made anew at" in says
         await all_handed_out(house)
+        code, report = await verified(house, ledger)
+        assert (code, report["faults"], report["users"] >= len(wanted)) == (0, 0, True), report
         assert {
             line["what"] for line in run.lines("a stream has lost messages; they are put back from the tables")
         } == {"made anew"}
@@ -205,6 +220,14 @@ async def test_an_older_copy_is_filled_up_with_what_it_lacks(house: House) -> No
         assert set(after) - set(before) == {by_user[ledger.user_ids[old[0]]][-1]["id"]}
         assert set(before) <= set(after)
         await all_handed_out(house)
+        async with database(house.ready) as rows:
+            await rows.execute("UPDATE users SET first_name = 'Mallory' WHERE id = $1", ledger.user_ids[later[0]])
+        code, report = await verified(house, ledger)
+        assert (code, report["faults"]) == (1, 1), report
+        assert report["named"][0] == {
+            "kind": "row", "userId": str(ledger.user_ids[later[0]]),
+            "says": "the row says otherwise than the events: first_name",
+        }  # fmt: skip
         (said,) = run.lines("a stream has lost messages; they are put back from the tables")
         assert said["what"] in {"older than it was", "lacks what was announced"}
     assert mails(server) == Counter([*old, *later])
@@ -248,3 +271,10 @@ async def test_a_refill_that_is_killed_anywhere_loses_nothing_and_is_done_again(
         await all_handed_out(house)
     require_mail(house.mail_dir, ledger.accepted, twice_max=0)
     assert all(sum(mails_by_address(house.mail_dir)[email].values()) == 1 for email in ledger.accepted)
+
+
+async def test_what_cannot_be_verified_is_no_fault(house: House) -> None:
+    code, out, err = await house.command("events", "verify", NATS_URL="nats://worker:x@127.0.0.1:1")
+    assert (code, out) == (2, ""), err
+    assert "127.0.0.1:1" in err
+    assert "Traceback" not in err

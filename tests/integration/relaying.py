@@ -51,9 +51,9 @@ async def without_memory(bus: Client) -> AsyncIterator[None]:
         await js.update_stream(config)
 
 
-async def a_past(database: Database, personal: PersonalData, trail: Trail) -> User:
-    """A user to whom several things have happened; five events."""
-    user, at = a_user(), datetime.now(UTC)  # what is older than the stream's age is not looked for
+async def a_past(database: Database, personal: PersonalData, trail: Trail, *, at: datetime | None = None) -> User:
+    """A user to whom several things have happened, just now unless it is said when; five events."""
+    user, at = a_user(), at or datetime.now(UTC)
     async with unit_of_work(database, personal, trail, announce=lambda _: None) as work:
         user.verify_email(reason="registration", at=at)
         assert await work.users.add(user)

@@ -17,11 +17,14 @@ from adapters.inbox import add_letter, mark_done
 from adapters.nats import EVENTS_STREAM, LETTERS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
-from adapters.refill import last_position
+from adapters.refill import RETENTION, last_position
+from adapters.stream_marks import first_mark, give_back_mark, lease_mark, note_loss, note_refilled, note_refilled_to
+from adapters.stream_reader import StreamState
 from contracts.events import chain_of
 from domain.user import User
 from handlers.dead_letters import Announcer
 from handlers.refill import EventsRefill, LettersRefill
+from tests.builders import NOW
 from tests.integration.relaying import a_past, relayed, renamed, without_memory
 from tests.program import eventually
 
@@ -68,6 +71,19 @@ async def test_a_relay_puts_nothing_behind_a_gap(
     for user in (gone, short, whole):
         assert await on_stream(js, user) == await in_table(database, user)
     assert start
+
+
+async def test_what_its_age_has_ended_does_not_come_back(
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int
+) -> None:
+    js, old = events_bus.jetstream(), datetime.now(UTC) - RETENTION - timedelta(days=1)
+    async with relayed(database, events_bus, personal):
+        user = await a_past(database, personal, trail, at=old)
+    await js.purge_stream(EVENTS_STREAM, subject=chain_of(user.id))
+    assert await missing(database, js, start) == 0
+    async with relayed(database, events_bus, personal):
+        await renamed(database, personal, trail, user)
+    assert await on_stream(js, user) == (await in_table(database, user))[-1:]
 
 
 async def test_a_copy_that_the_server_does_not_store_is_not_counted_as_announced(
@@ -154,6 +170,27 @@ async def test_only_letters_that_their_stream_has_lost_are_announced_again(
     assert lost == 1
 
 
+async def test_one_process_at_a_time_looks_at_a_stream(database: Database) -> None:
+    stream, state = f"S{uuid4().hex}", StreamState(NOW, 1, 5)
+    async with database.connection() as first, database.connection() as second:
+        assert await lease_mark(first, stream) is None
+        await first_mark(first, stream, state, "a", compared_to=7)
+        leases = await asyncio.gather(lease_mark(first, stream), lease_mark(second, stream))
+        assert [lease is None for lease in leases].count(False) == 1
+        await give_back_mark(first, stream, rest=timedelta())
+        mark = await lease_mark(second, stream)
+        assert mark
+        assert (mark.last_sequence, mark.message_id, mark.compared_to, mark.lost_what) == (5, "a", 7, None)
+        await note_loss(second, stream, state, "a", "made anew")
+        await note_refilled_to(second, stream, user := uuid4(), 3)
+        await give_back_mark(second, stream, rest=timedelta())
+        again = await lease_mark(first, stream)  # whoever comes next goes on where the other was
+        assert again
+        assert (again.lost_what, again.refilled_to) == ("made anew", user)
+        assert await note_refilled(first, stream) == 3
+        await first.execute("DELETE FROM stream_marks WHERE stream = $1", stream)
+
+
 async def test_a_stretch_by_times_is_the_stretch_by_positions(
     database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int
 ) -> None:
@@ -164,7 +201,9 @@ async def test_a_stretch_by_times_is_the_stretch_by_positions(
     async with database.connection() as rows:
         await mark_done(rows, "audit", dict.fromkeys(map(UUID, events[:7]), "audited"))
         end = await last_position(rows) + 1
-        assert await position_at(rows, began) == start
+        first = await position_at(rows, began)
+        between = "SELECT count(*) FROM events WHERE position >= $1 AND position < $2"
+        assert (first <= start, await rows.fetchval(between, first, start)) == (True, 0)
         assert await position_at(rows, datetime.now(UTC)) == end
         by_position = Stretch("audit", start, end, None, None)
         by_time = Stretch("audit", 0, 2**62, began, datetime.now(UTC))
