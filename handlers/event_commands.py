@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from contracts.dead_letters import Job
     from handlers.event_verification import Verified
     from handlers.history_replays import Begun
+    from handlers.republish import Republished
 
 events_app = typer.Typer(
     no_args_is_help=True, help="Watch the stream of events, verify it, fill it up, hand it out again."
@@ -86,7 +87,7 @@ def events_republish(
     What stands there is left alone; what is older than 90 days is not put back. Exit 1 when relays do not announce it.
     """
     from handlers.operators import operator
-    from handlers.republish import NoStream, Republished, republish
+    from handlers.republish import NoStream, republish
 
     found: list[Republished] = []
 
@@ -94,30 +95,27 @@ def events_republish(
         async with _servers(ready_file) as (database, client, personal):
             with progress_bar("users") as tell:
                 done = await republish(
-                    database,
-                    personal,
-                    client.jetstream(),
-                    from_position=from_position,
-                    dry_run=dry_run,
-                    by=operator(),
+                    database, personal, client.jetstream(), from_position=from_position, dry_run=dry_run, by=operator(),
                     tell=tell,
-                )
+                )  # fmt: skip
             found.append(done)
 
     run_to_end(work(), foreseen=(NoStream,))
-    (done,) = found
+    _tell_republished(found[0], dry_run=dry_run, as_json=as_json)
+    if found[0].waiting:
+        raise typer.Exit(1)
+
+
+def _tell_republished(done: "Republished", *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         figures = {"users": done.users, "events": done.events, "foreign": done.foreign, "waiting": done.waiting}
         typer.echo(json.dumps({**figures, "dryRun": dry_run}))
-    else:
-        typer.echo(f"{done.events} events {'are missing' if dry_run else 'put back'}, of {done.users} users looked at")
+        return
+    typer.echo(f"{done.events} events {'are missing' if dry_run else 'put back'}, of {done.users} users looked at")
     if done.foreign:
-        typer.echo(
-            f"{done.foreign} users are left alone: their last message is none of our events; see the log", err=True
-        )
+        typer.echo(f"{done.foreign} users are left alone: what is last there is no event of theirs (`events verify`)")
     if done.waiting:
         typer.echo(f"{done.waiting} events still wait for a relay: does one run?", err=True)
-        raise typer.Exit(1)
 
 
 @events_app.command("verify")
