@@ -144,11 +144,13 @@ SELECT h.user_id, h.version, e.id AS event_id, h.stream_sequence AS sequence, e.
 FROM (SELECT DISTINCT aggregate_id FROM events WHERE position = ANY($1)) AS u
 JOIN relay_heads h ON h.user_id = u.aggregate_id
 JOIN events e ON e.aggregate_id = h.user_id AND e.version = h.version
-WHERE EXISTS (SELECT FROM user_keys k WHERE k.user_id = h.user_id)
+WHERE e.occurred_at >= $2 AND EXISTS (SELECT FROM user_keys k WHERE k.user_id = h.user_id)
     AND NOT EXISTS (SELECT FROM outbox o WHERE o.user_id = h.user_id)"""
 
 
-async def announced_since(connection: Connection, position: int, *, users_max: int) -> tuple[list[Announced], int]:
+async def announced_since(
+    connection: Connection, position: int, *, since: datetime, users_max: int
+) -> tuple[list[Announced], int]:
     """The last events of some of the users of whom something was announced behind a position, spread evenly over what
     came since; and up to which position that was."""
     end = int(await connection.fetchval(_ANNOUNCED_TO))
@@ -156,9 +158,9 @@ async def announced_since(connection: Connection, position: int, *, users_max: i
     if count <= 0:
         return [], position
     wanted = {position + (end - position) * number // count for number in range(1, count + 1)}
-    return await announced_at(connection, sorted(wanted)), end
+    return await announced_at(connection, sorted(wanted), since=since), end
 
 
-async def announced_at(connection: Connection, positions: Sequence[int]) -> list[Announced]:
+async def announced_at(connection: Connection, positions: Sequence[int], *, since: datetime) -> list[Announced]:
     """The last events of the users whose events stand at these positions, without those who are erased or wait."""
-    return [Announced(**row) for row in await connection.fetch(_SAMPLE, positions)]
+    return [Announced(**row) for row in await connection.fetch(_SAMPLE, positions, since)]

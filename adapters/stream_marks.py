@@ -11,8 +11,6 @@ from adapters.stream_reader import StreamState
 Loss = Literal["made anew", "older than it was", "lacks what was announced"]
 LEASE = timedelta(seconds=15)
 """How long a stream is left to the process that looks at it; after a crash another goes on."""
-STILL_MAX = timedelta(days=89)
-"""A mark that has not moved for so long stands for a message that its age has ended, or soon will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +20,11 @@ class Mark:
     created_at: datetime
     last_sequence: int
     message_id: str | None
-    moved_at: datetime
     compared_to: int
     lost_what: Loss | None
     refilled_to: UUID | None
 
-    def loss(self, now: StreamState, message_id: str | None, *, at: datetime) -> Loss | None:
+    def loss(self, now: StreamState, message_id: str | None) -> Loss | None:
         """What has happened to the stream since; `message_id` is of what stands at the mark now, if anything does."""
         if now.created_at != self.created_at:
             return "made anew"
@@ -35,14 +32,17 @@ class Mark:
             return "older than it was"
         if message_id is not None and message_id != self.message_id:
             return "older than it was"
-        if self.last_sequence and now.first_sequence > self.last_sequence and at - self.moved_at < STILL_MAX:
-            return "lacks what was announced"
         return None
+
+    def is_passed(self, now: StreamState) -> bool:
+        """Is nothing there any more of what stood there at the mark? It was purged, or its users are erased, or it was
+        too old."""
+        return 0 < self.last_sequence < now.first_sequence
 
 
 _LEASE = """
 UPDATE stream_marks SET leased_until = now() + $2, looked_at = now() WHERE stream = $1 AND leased_until < now()
-RETURNING created_at, last_sequence, message_id, moved_at, compared_to,
+RETURNING created_at, last_sequence, message_id, compared_to,
     CASE WHEN refilled_at IS NULL THEN lost_what END AS lost_what, refilled_to"""
 
 
@@ -78,8 +78,8 @@ async def move_mark(
 ) -> None:
     """Nothing is lost up to here."""
     await connection.execute(
-        "UPDATE stream_marks SET last_sequence = $2, message_id = $3, compared_to = greatest(compared_to, $4), "
-        "moved_at = CASE WHEN last_sequence = $2 THEN moved_at ELSE now() END WHERE stream = $1",
+        "UPDATE stream_marks SET last_sequence = $2, message_id = $3, compared_to = greatest(compared_to, $4) "
+        "WHERE stream = $1",
         stream, state.last_sequence, message_id, compared_to,
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ async def note_loss(
 ) -> None:
     """Open a loss: the stream as it is now is the one that is filled from the first user or letter on."""
     await connection.execute(
-        "UPDATE stream_marks SET created_at = $2, last_sequence = $3, message_id = $4, moved_at = now(), "
+        "UPDATE stream_marks SET created_at = $2, last_sequence = $3, message_id = $4, "
         "lost_at = now(), lost_what = $5, refilled_to = NULL, refilled_at = NULL, put_back = 0 WHERE stream = $1",
         stream, state.created_at, state.last_sequence, message_id, what,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 
 from adapters.nats import EVENTS_STREAM, LETTERS_STREAM, TAKING_GROUPS, provision
 from adapters.postgres import Connection, Database
-from adapters.refill import announced_at, announced_since, last_position
+from adapters.refill import RETENTION, announced_at, announced_since, last_position
 from adapters.settings import Settings
 from adapters.stream_marks import (
     Loss,
@@ -43,6 +43,8 @@ REST = timedelta(seconds=3)
 """After a round nobody looks for so long, however many processes there are."""
 SAMPLE_MAX = 100
 """So many users are looked for in a round: a loss of more events in a row than one in so many is always met."""
+LATE = timedelta(hours=1)
+"""What is about to be too old for the stream is not looked for."""
 REFILL_S = 5.0
 """Below the lease: so long a round goes on making good."""
 FULL_S = 0.2
@@ -95,10 +97,10 @@ class Reconciler:
                 await first_mark(connection, stream, state, newest, compared_to=position)
             return False
         at_mark = await message_id_at(self._js, stream, mark.last_sequence)
-        loss = mark.loss(state, at_mark, at=datetime.now(UTC))
+        loss = mark.loss(state, at_mark)
         compared_to = mark.compared_to
         if loss is None and mark.lost_what is None and stream == EVENTS_STREAM:
-            loss, compared_to = await self._sample(mark)
+            loss, compared_to = await self._sample(0 if mark.is_passed(state) else mark.compared_to)
         async with self._database.connection() as connection:
             if loss is not None:
                 await note_loss(connection, stream, state, newest, loss)
@@ -124,14 +126,16 @@ class Reconciler:
             raise Unavailable
         return state
 
-    async def _sample(self, mark: Mark) -> tuple[Loss | None, int]:
-        """Look for some of what was announced since the mark; up to which position that was."""
+    async def _sample(self, position: int) -> tuple[Loss | None, int]:
+        """Look for some of what was announced behind a position; up to which one that was."""
+        since = datetime.now(UTC) - RETENTION + LATE
         async with self._database.connection() as connection:
-            heads, end = await announced_since(connection, mark.compared_to, users_max=SAMPLE_MAX)
+            heads, end = await announced_since(connection, position, since=since, users_max=SAMPLE_MAX)
         lost = await lost_among(self._js, heads)
         if lost:  # once more: a user may have been erased under our eyes
             async with self._database.connection() as connection:
-                lost = await lost_among(self._js, await announced_at(connection, [head.position for head in lost]))
+                heads = await announced_at(connection, [head.position for head in lost], since=since)
+            lost = await lost_among(self._js, heads)
         return ("lacks what was announced" if lost else None), end
 
     async def _make_good(self, stream: str, *, after: UUID | None) -> bool:

@@ -4,7 +4,6 @@ CREATE TABLE stream_marks (
     created_at    timestamptz NOT NULL,        -- by the server's own word: a stream that was made anew has another
     last_sequence bigint NOT NULL,
     message_id    text,                        -- of what stood there; an older copy that has grown since has another
-    moved_at      timestamptz NOT NULL DEFAULT now(),
     compared_to   bigint NOT NULL DEFAULT 0,   -- events up to this position were looked for on the stream, by samples
     looked_at     timestamptz NOT NULL DEFAULT now(),
     leased_until  timestamptz NOT NULL DEFAULT '-infinity',

@@ -6,6 +6,7 @@ from functools import partial
 from uuid import UUID, uuid4
 
 import asyncpg
+import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 from nats.js import JetStreamContext
@@ -20,11 +21,13 @@ from adapters.postgres import Database
 from adapters.refill import RETENTION, last_position
 from adapters.stream_marks import first_mark, give_back_mark, lease_mark, note_loss, note_refilled, note_refilled_to
 from adapters.stream_reader import StreamState
+from adapters.telemetry import Metrics
 from contracts.events import chain_of
 from domain.user import User
 from handlers.dead_letters import Announcer
+from handlers.reconciler import Reconciler
 from handlers.refill import EventsRefill, LettersRefill
-from tests.builders import NOW
+from tests.builders import NOW, settings_of
 from tests.integration.relaying import a_past, relayed, renamed, without_memory
 from tests.program import eventually
 
@@ -54,8 +57,9 @@ async def start(owner: asyncpg.Connection) -> int:
     return await last_position(owner) + 1  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("start")
 async def test_a_relay_puts_nothing_behind_a_gap(
-    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client
 ) -> None:
     js = events_bus.jetstream()
     async with relayed(database, events_bus, personal):
@@ -70,7 +74,6 @@ async def test_a_relay_puts_nothing_behind_a_gap(
                 await renamed(database, personal, trail, user)
     for user in (gone, short, whole):
         assert await on_stream(js, user) == await in_table(database, user)
-    assert start
 
 
 async def test_what_its_age_has_ended_does_not_come_back(
@@ -168,6 +171,39 @@ async def test_only_letters_that_their_stream_has_lost_are_announced_again(
     lost += len(again)
     assert [str(row["id"]) for row in again] == [(first.headers or {})["Dead-Letter-Id"]]
     assert lost == 1
+
+
+@pytest.mark.usefixtures("start")
+async def test_a_stream_that_somebody_purged_is_filled_up_and_an_erased_users_messages_are_not_missed(
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, database_url: str,
+    owner: asyncpg.Connection,
+) -> None:  # fmt: skip
+    js = events_bus.jetstream()
+    await owner.execute("DELETE FROM stream_marks")
+    await owner.execute("UPDATE relay_heads SET version = 0")  # nothing of other tests was announced
+    reconciler = Reconciler(database, js, settings_of(database_url), Metrics())
+    losses = "SELECT lost_what, put_back, refilled_at IS NOT NULL AS done FROM stream_marks WHERE stream = $1"
+
+    async def look() -> tuple[object, ...]:
+        await owner.execute("UPDATE stream_marks SET leased_until = '-infinity'")
+        await reconciler.look_at(EVENTS_STREAM)
+        return tuple((await owner.fetch(losses, EVENTS_STREAM))[0])
+
+    async with relayed(database, events_bus, personal):
+        erased = await a_past(database, personal, trail)
+    assert await look() == (None, 0, False)
+    await owner.execute("DELETE FROM user_keys WHERE user_id = $1", erased.id)
+    await js.purge_stream(EVENTS_STREAM)
+    assert await look() == (None, 0, False)
+    async with without_memory(events_bus), relayed(database, events_bus, personal):
+        user = await a_past(database, personal, trail)
+        await eventually(partial(nothing_waits, owner), within_s=10, what="the relay")
+        assert await look() == (None, 0, False)
+        await js.purge_stream(EVENTS_STREAM)
+        assert await look() == ("lacks what was announced", 5 + 5, True)
+    assert await on_stream(js, user) == await in_table(database, user)
+    assert await look() == ("lacks what was announced", 10, True)
+    await owner.execute("DELETE FROM stream_marks")
 
 
 async def test_one_process_at_a_time_looks_at_a_stream(database: Database) -> None:
