@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from adapters.personal_data import NOBODY
 from adapters.postgres import Connection
 
-EVENTS_MAX = 100_000
+EVENTS_MAX = 50_000
 """So many may wait for a group in one job."""
 DISORDER = timedelta(minutes=10)
 """Positions follow times but for the length of a transaction, and what clocks are apart."""
@@ -45,17 +45,19 @@ class Found:
 
 # Without what no relay has announced yet: the group will have it anyway. Of an erased user there is nothing to deliver.
 _STRETCH = """
-stretch AS (
+letters AS (
+    SELECT DISTINCT ON (event_id) event_id, id, state FROM dead_letters
+    WHERE group_name = $1 AND reason <> 'unauthentic' ORDER BY event_id, n DESC
+), stretch AS (
     SELECT e.position, e.id, e.aggregate_id, e.version, e.type, e.occurred_at, l.id AS letter_id, l.state,
-        EXISTS (SELECT FROM inbox i WHERE i.group_name = $1 AND i.event_id = e.id)
-            OR NOT EXISTS (SELECT FROM user_keys k WHERE k.user_id = e.aggregate_id) AS handled
-    FROM events e LEFT JOIN LATERAL (
-        SELECT d.id, d.state FROM dead_letters d
-        WHERE d.group_name = $1 AND d.event_id = e.id AND d.reason <> 'unauthentic'
-        ORDER BY d.n DESC LIMIT 1) AS l ON true
-    WHERE e.position >= $2 AND e.position < $3 AND coalesce(e.occurred_at >= $4, true)
-        AND coalesce(e.occurred_at < $5, true)
-        AND NOT EXISTS (SELECT FROM outbox o WHERE o.position = e.position)
+        i.event_id IS NOT NULL OR k.user_id IS NULL AS handled
+    FROM events e
+    LEFT JOIN inbox i ON i.group_name = $1 AND i.event_id = e.id
+    LEFT JOIN user_keys k ON k.user_id = e.aggregate_id
+    LEFT JOIN outbox o ON o.position = e.position
+    LEFT JOIN letters l ON l.event_id = e.id
+    WHERE e.position >= $2 AND e.position < $3 AND o.position IS NULL
+        AND coalesce(e.occurred_at >= $4, true) AND coalesce(e.occurred_at < $5, true)
 )"""
 _COUNT = f"""
 WITH {_STRETCH}

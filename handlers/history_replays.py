@@ -58,7 +58,7 @@ async def replay_history(
         found = await count_stretch(connection, stretch)
         if found.to_deliver > EVENTS_MAX and not dry_run:
             raise NotPossible(f"{found.to_deliver} events wait for {group}; take a stretch of {EVENTS_MAX} at most")
-        sample = await sample_stretch(connection, stretch, events_max=SAMPLE_MAX)
+        sample = await sample_stretch(connection, stretch, events_max=SAMPLE_MAX) if found.to_deliver else []
         if dry_run or not found.to_deliver:
             return Begun(None, found, sample)
         asked = {"group": group, "from": _said(start), "to": _said(end), "operator": by}

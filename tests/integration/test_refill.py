@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -13,8 +13,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from adapters.event_log import Trail
-from adapters.history_replays import Stretch, count_stretch, position_at
-from adapters.inbox import add_letter, mark_done
+from adapters.inbox import add_letter
 from adapters.nats import EVENTS_STREAM, LETTERS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -225,26 +224,3 @@ async def test_one_process_at_a_time_looks_at_a_stream(database: Database) -> No
         assert (again.lost_what, again.refilled_to) == ("made anew", user)
         assert await note_refilled(first, stream) == 3
         await first.execute("DELETE FROM stream_marks WHERE stream = $1", stream)
-
-
-async def test_a_stretch_by_times_is_the_stretch_by_positions(
-    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int
-) -> None:
-    began = datetime.now(UTC)
-    async with relayed(database, events_bus, personal):
-        users = [await a_past(database, personal, trail) for _ in range(4)]
-    events = [event for user in users for event in await in_table(database, user)]
-    async with database.connection() as rows:
-        await mark_done(rows, "audit", dict.fromkeys(map(UUID, events[:7]), "audited"))
-        end = await last_position(rows) + 1
-        first = await position_at(rows, began)
-        between = "SELECT count(*) FROM events WHERE position >= $1 AND position < $2"
-        assert (first <= start, await rows.fetchval(between, first, start)) == (True, 0)
-        assert await position_at(rows, datetime.now(UTC)) == end
-        by_position = Stretch("audit", start, end, None, None)
-        by_time = Stretch("audit", 0, 2**62, began, datetime.now(UTC))
-        for stretch in (by_position, by_time):
-            found = await count_stretch(rows, stretch)
-            assert (found.matched, found.already_handled, found.to_deliver) == (20, 7, 13)
-        none = Stretch("audit", start, end, None, began - timedelta(seconds=1))
-        assert (await count_stretch(rows, none)).matched == 0
