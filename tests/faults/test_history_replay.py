@@ -67,12 +67,3 @@ async def test_what_a_group_has_not_done_is_done_and_nothing_twice(house: House)
         assert [item["letterId"] is None for item in shown.data["items"]].count(True) == 1
     mails = Counter(address for to, _ in server.received for address in to)
     assert mails == Counter([*wanted, wanted[2]]) - Counter([wanted[1]])
-
-
-async def test_words_that_name_no_stretch_are_refused(house: House) -> None:
-    code, _, err = await house.command("events", "replay", "--group", "nobody", "--from", "1", "--to", "2")
-    assert (code, "no such group" in err) == (1, True), err
-    code, _, err = await house.command(
-        "events", "replay", "--group", "email", "--from", "2026-03-01T12:00", "--to", "2"
-    )
-    assert (code, "neither a position" in err) == (1, True), err

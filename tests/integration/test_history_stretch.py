@@ -3,12 +3,17 @@
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+import pytest
 import pytest_asyncio
 
 from adapters.embedded import EmbeddedServers
 from adapters.history_replays import DISORDER, Stretch, count_stretch, position_at, sample_stretch
 from adapters.migrations import migrate
+from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database, role_of
+from handlers.event_commands import _bound
+from handlers.history_replays import NotPossible, replay_history
+from handlers.terminal import Failure
 from tests.builders import NOW, settings_of
 
 EVENTS = 600
@@ -82,3 +87,16 @@ async def test_of_an_erased_user_nothing_is_delivered(rows: Connection) -> None:
     await rows.execute("DELETE FROM user_keys")
     found = await count_stretch(rows, Stretch("email", 0, 2**62, None, None))
     assert (found.matched, found.to_deliver) == (EVENTS - 10, 0)
+
+
+async def test_a_group_that_is_none_is_refused(database: Database, personal: PersonalData) -> None:
+    with pytest.raises(NotPossible, match="email, audit, cache"):
+        await replay_history(database, personal, "nobody", 1, 2, dry_run=True, rate=1, careful=True, by="a test")
+
+
+@pytest.mark.parametrize("text", ["2026-03-01T12:00", "yesterday", "-1", "9" * 30])
+def test_a_bound_is_a_position_or_a_time_with_its_zone(text: str) -> None:
+    assert _bound("120") == 120
+    assert _bound("2026-03-01T12:00:00Z") == NOW
+    with pytest.raises(Failure, match="neither a position"):
+        _bound(text)
