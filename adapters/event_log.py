@@ -184,6 +184,13 @@ async def unsent_events(
     return found, stuck
 
 
+def opened_data(row: asyncpg.Record, personal: PersonalData) -> dict[str, JsonValue]:
+    """An event's data with its personal part, null once erased. Raises what `Unreadable` names."""
+    opened = personal.open(row["wrapped"], row["aggregate_id"], row["personal"], place=_place(row["id"]))
+    hidden = opened.get("data", {}) if isinstance(opened, dict) else {}
+    return dict(row["data"] | hidden)
+
+
 def _stored(row: asyncpg.Record, personal: PersonalData) -> StoredEvent:
     user_id = row["aggregate_id"]
     opened = personal.open(row["wrapped"], user_id, row["personal"], place=_place(row["id"]))

@@ -45,6 +45,22 @@ async def done_among(connection: Connection, group: str, event_ids: Sequence[UUI
     return {row["event_id"] for row in rows}
 
 
+_DEALT_WITH = """
+SELECT event_id, true AS done FROM inbox WHERE group_name = $1 AND event_id = ANY($2)
+UNION ALL
+SELECT event_id, false FROM dead_letters
+WHERE group_name = $1 AND event_id = ANY($2) AND reason <> 'unauthentic' AND body <> ''"""
+
+
+async def dealt_with_among(
+    connection: Connection, group: str, event_ids: Sequence[UUID]
+) -> tuple[set[UUID], set[UUID]]:
+    """Which of these events has the group done, and for which does a letter stand? One that a forged message left
+    stands for nothing, and one that was emptied with its erased user neither."""
+    rows = await connection.fetch(_DEALT_WITH, group, event_ids)
+    return {row["event_id"] for row in rows if row["done"]}, {row["event_id"] for row in rows if not row["done"]}
+
+
 async def groups_done(connection: Connection, groups: Sequence[str], event_id: UUID) -> set[str]:
     """Which of these groups, or parts of a group, have dealt with an event?"""
     rows = await connection.fetch(
@@ -181,3 +197,37 @@ def _letter(row: asyncpg.Record) -> Letter:
         stream_sequence=row["stream_sequence"],
         created_at=row["created_at"],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedLetter:
+    """A letter that listeners were told of, and where."""
+
+    id: UUID
+    subject: str
+
+
+_ANNOUNCED = """
+SELECT id, group_name, event_type, user_id FROM dead_letters
+WHERE id > $1 AND announced_at IS NOT NULL AND created_at >= $2 AND body <> '' ORDER BY id LIMIT $3"""
+
+
+async def announced_letters(
+    connection: Connection, after: UUID | None, *, since: datetime, letters_max: int
+) -> list[AnnouncedLetter]:
+    """Letters behind one, by id, that listeners were told of; without those of erased users."""
+    rows = await connection.fetch(_ANNOUNCED, after or UUID(int=0), since, letters_max)
+    return [
+        AnnouncedLetter(row["id"], announcement_subject(row["group_name"], row["event_type"], row["user_id"]))
+        for row in rows
+    ]
+
+
+def announcement_subject(group: str, event_type: str, user_id: UUID | None) -> str:
+    """Where a letter is announced."""
+    return f"users.dead-letters.{group}.{event_type}.{user_id or 'unknown'}"
+
+
+async def announce_again(connection: Connection, letter_ids: Sequence[UUID]) -> None:
+    """Have listeners told of letters once more."""
+    await connection.execute("UPDATE dead_letters SET announced_at = NULL WHERE id = ANY($1)", letter_ids)

@@ -124,10 +124,10 @@ async def renew_lease(connection: Connection, job_id: UUID) -> Progress | None:
 
 @dataclass(frozen=True, slots=True)
 class Sendable:
-    """A letter whose turn it is, with what its group was sent at first."""
+    """A letter whose turn it is, with what its group was sent at first; or an event without one, to be read."""
 
     place: int
-    letter_id: UUID
+    letter_id: UUID | None
     group: str
     event_id: UUID
     user_id: UUID | None
@@ -140,21 +140,34 @@ class Sendable:
 # What is closed or dealt with needs no sending, nor what was emptied with its erased user; what is no event of ours
 # would only die again, so it stays.
 _SETTLE_UNSENT = """
-UPDATE replay_items i SET ended_at = now(),
-    outcome = CASE WHEN d.state = 'discarded' THEN 'discarded' WHEN d.state = 'dead' AND d.version IS NULL
-        THEN 'failed_again' ELSE 'already_handled' END
-FROM dead_letters d WHERE i.job_id = $1 AND i.outcome IS NULL AND i.sent_at IS NULL AND d.id = i.letter_id
-    AND i.place IN (SELECT place FROM replay_items WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NULL
-        ORDER BY place LIMIT $2)
-    AND (d.state NOT IN ('dead', 'held') OR d.version IS NULL OR d.body = '' OR EXISTS (
-        SELECT FROM inbox b WHERE b.group_name = i.group_name AND b.event_id = i.event_id))
-RETURNING i.letter_id, i.outcome, d.version IS NULL AS stays"""
+WITH turns AS (
+    SELECT place FROM replay_items WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NULL ORDER BY place LIMIT $2
+), of_letters AS (
+    UPDATE replay_items i SET ended_at = now(),
+        outcome = CASE WHEN d.state = 'discarded' THEN 'discarded' WHEN d.state = 'dead' AND d.version IS NULL
+            THEN 'failed_again' ELSE 'already_handled' END
+    FROM dead_letters d WHERE i.job_id = $1 AND i.outcome IS NULL AND i.sent_at IS NULL AND d.id = i.letter_id
+        AND i.place IN (SELECT place FROM turns)
+        AND (d.state NOT IN ('dead', 'held') OR d.version IS NULL OR d.body = '' OR EXISTS (
+            SELECT FROM inbox b WHERE b.group_name = i.group_name AND b.event_id = i.event_id))
+    RETURNING i.letter_id, i.outcome, d.version IS NULL AS stays
+), of_events AS (
+    UPDATE replay_items i SET ended_at = now(), outcome = 'already_handled'
+    WHERE i.job_id = $1 AND i.outcome IS NULL AND i.sent_at IS NULL AND i.letter_id IS NULL
+        AND i.place IN (SELECT place FROM turns)
+        AND (EXISTS (SELECT FROM inbox b WHERE b.group_name = i.group_name AND b.event_id = i.event_id)
+            OR NOT EXISTS (SELECT FROM user_keys k WHERE k.user_id = i.user_id))
+    RETURNING i.letter_id, i.outcome, true AS stays
+)
+SELECT * FROM of_letters UNION ALL SELECT * FROM of_events"""
 _NEXT = """
-SELECT i.place, i.letter_id, i.group_name, i.event_id, i.user_id, d.event_type, d.n, d.body, d.headers
-FROM replay_items i JOIN dead_letters d ON d.id = i.letter_id
+SELECT i.place, i.letter_id, i.group_name, i.event_id, i.user_id, coalesce(d.event_type, e.type) AS event_type,
+    coalesce(d.n, 0) AS n, coalesce(d.body, '') AS body, coalesce(d.headers, '{}') AS headers
+FROM replay_items i LEFT JOIN dead_letters d ON d.id = i.letter_id
+LEFT JOIN events e ON i.letter_id IS NULL AND e.id = i.event_id
 WHERE i.job_id = $1 AND i.outcome IS NULL AND i.sent_at IS NULL
-    AND NOT EXISTS (SELECT FROM replay_items e WHERE e.job_id = $1 AND e.user_id = i.user_id AND e.outcome IS NULL
-        AND e.place < i.place AND e.group_name = i.group_name)
+    AND NOT EXISTS (SELECT FROM replay_items b WHERE b.job_id = $1 AND b.user_id = i.user_id AND b.outcome IS NULL
+        AND b.place < i.place AND b.group_name = i.group_name)
 ORDER BY i.place LIMIT $2"""
 _SETTLE_SENT = """
 WITH settled AS (
@@ -163,14 +176,14 @@ WITH settled AS (
         SELECT s.place, EXISTS (
                 SELECT FROM inbox b WHERE b.group_name = s.group_name AND b.event_id = s.event_id) AS handled,
             EXISTS (SELECT FROM dead_letters l WHERE l.group_name = s.group_name AND l.event_id = s.event_id
-                AND l.n > d.n) AS failed
-        FROM replay_items s JOIN dead_letters d ON d.id = s.letter_id
+                AND CASE WHEN d.id IS NULL THEN l.created_at >= j.created_at ELSE l.n > d.n END) AS failed
+        FROM replay_items s JOIN replay_jobs j ON j.id = s.job_id LEFT JOIN dead_letters d ON d.id = s.letter_id
         WHERE s.job_id = $1 AND s.outcome IS NULL AND s.sent_at IS NOT NULL
     ) AS seen
     WHERE i.job_id = $1 AND i.place = seen.place AND i.outcome IS NULL AND (handled OR failed)
     RETURNING i.letter_id, i.outcome
 )
-SELECT letter_id, outcome, false AS stays FROM settled"""
+SELECT letter_id, outcome, letter_id IS NULL AS stays FROM settled"""
 _LOST = """
 UPDATE replay_items SET sent_at = NULL
 WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL AND sent_at < now() - $2::interval"""
@@ -221,6 +234,19 @@ async def mark_sent(connection: Connection, job_id: UUID, places: Sequence[int])
         "UPDATE replay_items SET sent_at = now() WHERE job_id = $1 AND place = ANY($2) AND outcome IS NULL",
         job_id, places,
     )  # fmt: skip
+
+
+_UNREADABLE = """
+WITH given_up AS (
+    UPDATE replay_items SET outcome = 'failed_again', ended_at = now()
+    WHERE job_id = $1 AND place = ANY($2) AND outcome IS NULL RETURNING place
+)
+UPDATE replay_jobs SET failed_again = failed_again + (SELECT count(*) FROM given_up) WHERE id = $1"""
+
+
+async def give_up(connection: Connection, job_id: UUID, places: Sequence[int]) -> None:
+    """These cannot be sent: the key that opens them is missing here."""
+    await connection.execute(_UNREADABLE, job_id, places)
 
 
 _END = """

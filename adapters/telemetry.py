@@ -210,6 +210,13 @@ class Metrics:
         )  # fmt: skip
         self.connections = self._gauge("database_connections_active", "PostgreSQL connections in use", of_all=_SUM)
         self.connections_max = self._gauge("database_connections_max", "PostgreSQL connections at most", of_all=_SUM)
+        self.stream_losses = self._counter(
+            "stream_losses_total", "Times a stream was found to have lost messages", "stream", "what"
+        )
+        self.stream_put_back = self._counter("stream_put_back_total", "Messages put back from the tables", "stream")
+        self.stream_refilling = self._gauge(
+            "stream_refilling", "1 while what a stream has lost is being put back", "stream", of_all=_MOST
+        )
         self.stream_messages = self._gauge("stream_messages", "Messages that a stream holds", "stream", of_all=_ONE)
         self.stream_bytes = self._gauge("stream_bytes", "Bytes that a stream holds", "stream", of_all=_ONE)
         self.stream_bytes_max = self._gauge(

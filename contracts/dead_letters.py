@@ -216,7 +216,7 @@ class GetJob(Wire):
 
 class JobItem(Wire):
     place: int
-    letter_id: UUID
+    letter_id: UUID | None = Field(description="null for an event without a letter, of a replay of history")
     event_id: UUID
     user_id: UUID | None
     sent_at: Timestamp | None

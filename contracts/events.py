@@ -260,3 +260,8 @@ def personal_fields(model: type[EventData]) -> frozenset[str]:
 def subject_of(event_type: str, user_id: UUID) -> str:
     """Where an event of a user is announced."""
     return f"{SUBJECT_PREFIX}.{event_type}.{user_id}"
+
+
+def chain_of(user_id: UUID) -> str:
+    """All events of a user, of whatever type."""
+    return f"{SUBJECT_PREFIX}.*.{user_id}"

@@ -57,6 +57,7 @@ from handlers.jobs import clear_away, keep_current
 from handlers.leftovers import remove_leftovers
 from handlers.measures import SharedFigures, note_keys, watch_dependencies, watch_mail, watch_process, watch_requests
 from handlers.once import Once
+from handlers.reconciler import Reconciler
 from handlers.relay import Relay
 from handlers.replays import Replayer
 from handlers.sealing import Sealer
@@ -236,7 +237,9 @@ async def _start_events(
         loops.start(_erasure(means).run(), "erasure")
         figures = SharedFigures(means.database, means.bus.jetstream(), means.settings, means.metrics)
         loops.start(figures.run(), "figures")
-        loops.start(Replayer(means.database, means.bus, now=now).run(), "replays")
+        loops.start(Replayer(means.database, means.bus, means.personal, now=now).run(), "replays")
+        reconciler = Reconciler(means.database, means.bus.jetstream(), means.settings, means.metrics)
+        loops.start(reconciler.run(), "reconciler")
         loops.start(means.sealer.run(), "seals")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]

@@ -13,6 +13,7 @@ from rich.console import Console
 from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of, written
 from handlers.audit_command import audit_app
 from handlers.dev_commands import dev_app
+from handlers.event_commands import events_app
 from handlers.key_commands import keys_app
 from handlers.letter_commands import letters_app
 from handlers.login_commands import login, logout
@@ -40,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Accounts and sessions over NATS.",
 )
-events_app = typer.Typer(no_args_is_help=True, help="Look at the stream of events.")
 app.add_typer(audit_app, name="audit")
 app.add_typer(dev_app, name="dev")
 app.add_typer(events_app, name="events")
@@ -236,44 +236,6 @@ def create_admin(
         if not made:
             raise Failure(f"{email} is already registered")
         typer.echo(f"made {email} an admin")
-
-    run_to_end(work())
-
-
-@events_app.command("tail")
-def events_tail(
-    subject: Annotated[str, typer.Argument(help="Which events.")] = "users.events.v1.>",
-    from_start: Annotated[
-        bool, typer.Option("--from-start", help="All that the stream holds, then what comes.")
-    ] = False,
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
-    as_json: AsJson = False,
-    ready_file: ReadyFile = None,
-) -> None:
-    """Watch events go by; Ctrl-C ends it."""
-    from adapters.bus_client import bus_client, tail_events
-
-    url = nats_url_of(ready_file)
-    if not subject.startswith("users.events."):
-        raise Failure("events have subjects like users.events.v1.UserLogin.* or users.events.v1.*.<user id>")
-    if sys.stderr.isatty():
-        err.print(f"waiting for {subject}; Ctrl-C ends it", markup=False)
-
-    async def work() -> None:
-        left = count
-        async with bus_client(url) as client:
-            async for message in tail_events(client, subject=subject, from_start=from_start):
-                event = json.loads(message.data)
-                if as_json:
-                    typer.echo(json.dumps(event, ensure_ascii=False))
-                else:
-                    data = json.dumps(event["data"], ensure_ascii=False)
-                    typer.echo(
-                        f"{event['timestamp']}  {event['aggregateId']}  v{event['version']}  {event['type']}  {data}"
-                    )
-                left = None if left is None else left - 1
-                if left == 0:
-                    return
 
     run_to_end(work())
 

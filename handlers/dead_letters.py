@@ -7,7 +7,7 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from adapters.inbox import Letter, mark_announced, unannounced_letters
+from adapters.inbox import Letter, announcement_subject, mark_announced, unannounced_letters
 from adapters.nats import MessageTooLarge, require_fits
 from adapters.postgres import Database
 from domain.refusals import Overloaded, Stale, Unavailable
@@ -64,7 +64,7 @@ class Announcer:
         return len(told) == LETTERS_MAX
 
     async def _announce(self, letter: Letter) -> None:
-        subject = f"users.dead-letters.{letter.group}.{letter.event_type}.{letter.user_id or 'unknown'}"
+        subject = announcement_subject(letter.group, letter.event_type, letter.user_id)
         headers, body = headers_of(letter), letter.body
         try:
             require_fits(self._client, body, headers)

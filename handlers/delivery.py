@@ -23,7 +23,7 @@ from structlog.contextvars import bind_contextvars
 
 from adapters.event_log import StoredEvent, Unreadable, events_by_id, is_same
 from adapters.gathering import Gathering
-from adapters.inbox import add_letter, done_among, error_of_attempt, is_behind, mark_done, record_attempt
+from adapters.inbox import add_letter, dealt_with_among, error_of_attempt, is_behind, mark_done, record_attempt
 from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -176,15 +176,16 @@ class Deliverer:
                 await asyncio.sleep(HOLD_S * random.uniform(0.5, 1.5))
 
     async def _attempt(self, delivery: Delivery) -> str:
-        found, done = await self._look_up(delivery.event_id)
+        found, done, dead = await self._look_up(delivery.event_id)
         if isinstance(found, Unreadable):  # a key is missing here; another process may have it
             return await self._put_off(delivery, found)
         if found is None or not is_same(found, str(delivery.user_id), delivery.event_type, delivery.message.data):
             return await self._bury(delivery, _UNAUTHENTIC, "Unauthentic", "no event of ours says this")
         bind_contextvars(requestId=found.event.metadata.request_id)
-        if done:
+        # Of a dead one the letter waits for an operator, however often the stream has it again.
+        if done or (dead and not delivery.is_replay):
             await delivery.message.ack()
-            return "already_done"
+            return "already_done" if done else "already_dead"
         if self._in_order and await self._is_behind(found):
             return await self._hold(delivery)
         if delivery.number == 1:
@@ -232,12 +233,14 @@ class Deliverer:
                 )
             return await self._do(delivery, stored)
 
-    async def _look_up_all(self, event_ids: Sequence[UUID]) -> Sequence[tuple[StoredEvent | Unreadable | None, bool]]:
-        """Each event as it stands in our table, and whether the group has dealt with it before."""
+    async def _look_up_all(
+        self, event_ids: Sequence[UUID]
+    ) -> Sequence[tuple[StoredEvent | Unreadable | None, bool, bool]]:
+        """Each event as it stands in our table, whether the group has done it before, and whether a letter stands."""
         async with self._database.connection() as connection:
             found = await events_by_id(connection, self._personal, event_ids)
-            done = await done_among(connection, self.group, event_ids)
-        return [(found.get(event_id), event_id in done) for event_id in event_ids]
+            done, dead = await dealt_with_among(connection, self.group, event_ids)
+        return [(found.get(event_id), event_id in done, event_id in dead) for event_id in event_ids]
 
     async def _do(self, delivery: Delivery, stored: StoredEvent) -> str:
         try:

@@ -21,6 +21,7 @@ from adapters.redis import Redis, RedisAway
 from adapters.server_urls import where
 from adapters.settings import Settings, advice_for, unknown_variables, variable_of
 from adapters.smtp import Mailer, MailUnavailable
+from adapters.stream_marks import WATCHED, Watched
 
 CLOCK_S_MAX = 1.0
 _PAGE_BYTES_MAX = 64 * 1024
@@ -139,6 +140,8 @@ async def _database(settings: Settings) -> Findings:
         yield schema
         if schema.good:
             yield await _rights(connection)
+            for finding in await streams_compared(connection):
+                yield finding
     finally:
         await connection.close(timeout=WAIT_S)
 
@@ -200,6 +203,23 @@ async def _rights(connection: asyncpg.Connection) -> Finding:
         advice = "grant what the migrations grant: they do it for the role that DATABASE_URL names when they run"
         return Finding("role", False, f"{role} may not write users and events", advice)
     return Finding("role", True, f"{role} may do what it needs and no more")
+
+
+async def streams_compared(connection: asyncpg.Connection) -> list[Finding]:
+    """What the group `jobs` found when it compared streams and tables last."""
+    watched = [Watched(**row) for row in await connection.fetch(WATCHED)]
+    if not watched:
+        return [Finding("streams", True, "not compared with the tables yet; the group `jobs` does so")]
+    return [_compared(stream) for stream in watched]
+
+
+def _compared(stream: Watched) -> Finding:
+    says = f"compared with its table {stream.looked_s_ago:.0f} s ago"
+    if stream.lost_at is not None:
+        when = f"{stream.lost_at:%Y-%m-%d %H:%M} UTC"
+        says = f"{says}; found {stream.lost_what} at {when}, {stream.put_back} messages put back"
+    advice = "it is being filled up: keep the groups `jobs` and `relay` running, and ask again"
+    return Finding(f"stream {stream.stream}", not stream.is_refilling, says, advice)
 
 
 async def _owner(settings: Settings) -> Findings:

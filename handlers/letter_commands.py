@@ -152,7 +152,7 @@ def jobs_show(
     def show(reply: Any) -> None:  # noqa: ANN401 - JSON
         typer.echo(_job_line(reply["data"]["job"]))
         for item in reply["data"]["items"]:
-            typer.echo(f"{item['place']:>7}  {item['letterId']}  {item['outcome'] or 'waiting'}")
+            typer.echo(f"{item['place']:>7}  {item['letterId'] or item['eventId']}  {item['outcome'] or 'waiting'}")
         if reply["data"]["more"]:
             typer.echo(f"more: --after {reply['data']['items'][-1]['place']}")
 

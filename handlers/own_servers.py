@@ -9,6 +9,7 @@ from handlers.terminal import Failure, read_ready
 
 if TYPE_CHECKING:
     from adapters.keys import Keys
+    from adapters.personal_data import PersonalData
 
 
 def own_settings(ready_file: Path | None) -> Settings:
@@ -35,3 +36,11 @@ def own_keys(settings: Settings, *, needed_for: str) -> "Keys":
         return read_keys(settings.keys_file)
     except BadKeys as error:
         raise Failure(str(error)) from error
+
+
+def own_means(ready_file: Path | None) -> tuple[Settings, "PersonalData"]:
+    """Settings, and what opens and seals names and addresses."""
+    from adapters.personal_data import PersonalData
+
+    settings = own_settings(ready_file)
+    return settings, PersonalData(own_keys(settings, needed_for="names and addresses are sealed under its keys"))

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
@@ -26,9 +27,10 @@ from adapters.event_log import StoredEvent, unsent_events
 from adapters.nats import INVALIDATE, MessageTooLarge, invalidation, last_message, require_fits, send
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
+from adapters.refill import RETENTION, Tail, put_back
 from adapters.telemetry import Metrics
 from adapters.tracing import span
-from contracts.events import SOURCE, SUBJECT_PREFIX, subject_of
+from contracts.events import SOURCE, SUBJECT_PREFIX, chain_of, subject_of
 from domain.refusals import Overloaded, Stale, Unavailable
 
 log = structlog.get_logger()
@@ -67,6 +69,12 @@ class Head:
     user_id: UUID
     version: int
     sequence: int
+    is_short: bool = False
+    """The stream holds less of the user than was announced: it was lost, and goes through the outbox once more."""
+
+
+class _StreamIsShort(Exception):
+    """The stream holds less of a user than the table says was announced."""
 
 
 class Relay:
@@ -193,22 +201,32 @@ class Relay:
                         sent.append(stored)
             except MessageTooLarge:
                 return  # this user is set aside, and the log says why
+            except _StreamIsShort:
+                head.is_short = True
             except (NatsError, TimeoutError, OSError, Unavailable, Overloaded, Stale) as error:
                 log.warning("event not announced yet", userId=str(head.user_id), error=type(error).__name__)
 
         async with asyncio.TaskGroup() as users:  # none of them may go on once the locks are given back
             for head in heads:
                 users.create_task(publish_user(head))
-        return sent
+        short = {head.user_id for head in heads if head.is_short}
+        return [stored for stored in sent if stored.event.aggregate_id not in short]
 
     async def _store(self, connection: Connection, heads: Sequence[Head], sent: Sequence[StoredEvent]) -> None:
+        whole = [head for head in heads if not head.is_short]
         await connection.execute(
             _SENT,
             [stored.position for stored in sent],
-            [head.user_id for head in heads],
-            [head.version for head in heads],
-            [head.sequence for head in heads],
+            [head.user_id for head in whole],
+            [head.version for head in whole],
+            [head.sequence for head in whole],
         )
+        tails = [Tail(head.user_id, head.version, head.sequence) for head in heads if head.is_short]
+        if tails:
+            count = await put_back(connection, tails, from_position=0, since=datetime.now(UTC) - RETENTION)
+            if count:  # else its age has ended it
+                log.warning("the stream has lost events; they are announced again", users=len(tails), events=count)
+            self.wake()
 
     async def _publish_traced(self, head: Head, stored: StoredEvent) -> None:
         """Publish one event in a span of its request's trace, where traces are on; its deliveries continue that."""
@@ -222,7 +240,7 @@ class Relay:
             headers = headers_of(stored)
             if self._fence:
                 headers[Header.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(head.sequence)
-                headers["Nats-Expected-Last-Subject-Sequence-Subject"] = _chain(head.user_id)
+                headers["Nats-Expected-Last-Subject-Sequence-Subject"] = chain_of(head.user_id)
             try:
                 require_fits(self._client, stored.body, headers)
             except MessageTooLarge as error:
@@ -236,6 +254,9 @@ class Relay:
                 if error.err_code != _WRONG_LAST_SEQUENCE:
                     raise
             else:
+                if ack.duplicate and self._fence:
+                    # It is not last there, or the fence had refused: it was deleted, and the server remembers its id.
+                    raise TimeoutError
                 head.version, head.sequence = event.version, int(ack.seq)
                 return
             await self._find_head(head)
@@ -247,19 +268,21 @@ class Relay:
         """Another message is last: ours (its ack was lost), a later one of ours, an earlier one, or none of ours.
 
         What counts is what our table says of the message's id; what the message says of itself does not. A later one
-        means that another relay was there while this one was paused: all up to it is announced.
+        means that another relay was there while this one was paused: all up to it is announced. Raises
+        `_StreamIsShort` for an earlier one: what came behind it is to be announced again before anything else.
         """
-        head.sequence, message_id = await last_message(self._js, _chain(head.user_id))
-        if head.sequence == 0:
-            return  # limits or a purge have emptied the chain
-        version = await self._version_of(head.user_id, message_id)
-        if version is not None:
-            head.version = max(version, head.version)
+        head.sequence, message_id = await last_message(self._js, chain_of(head.user_id))
+        version = 0 if head.sequence == 0 else await self._version_of(head.user_id, message_id)
+        if version is None:
+            self._metrics.relay_foreign.inc()
+            log.error(
+                "a message on a user's subject is no event of theirs", userId=str(head.user_id), sequence=head.sequence
+            )
             return
-        self._metrics.relay_foreign.inc()
-        log.error(
-            "a message on a user's subject is no event of theirs", userId=str(head.user_id), sequence=head.sequence
-        )
+        is_short = version < head.version
+        head.version = version
+        if is_short:
+            raise _StreamIsShort
 
     async def _version_of(self, user_id: UUID, message_id: str | None) -> int | None:
         try:
@@ -271,10 +294,6 @@ class Relay:
                 "SELECT version FROM events WHERE id = $1 AND aggregate_id = $2", event_id, user_id
             )
         return version
-
-
-def _chain(user_id: UUID) -> str:
-    return f"{SUBJECT_PREFIX}.*.{user_id}"
 
 
 def headers_of(stored: StoredEvent) -> dict[str, str]:

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate
 
@@ -14,13 +15,16 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from adapters.nats import require_fits
-from adapters.postgres import Database
+from adapters.event_log import StoredEvent, events_by_id
+from adapters.nats import MessageTooLarge, require_fits
+from adapters.personal_data import PersonalData
+from adapters.postgres import Connection, Database
 from adapters.replays import (
     Progress,
     Sendable,
     Turn,
     end_job,
+    give_up,
     lease_job,
     mark_sent,
     next_letters,
@@ -29,6 +33,7 @@ from adapters.replays import (
     settle,
 )
 from domain.refusals import Overloaded, Stale, Unavailable
+from handlers.relay import headers_of
 
 log = structlog.get_logger()
 
@@ -50,9 +55,12 @@ FAILED_MAX = 10
 class Replayer:
     """Works on replays for ever, one at a time."""
 
-    def __init__(self, database: Database, client: Client, *, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, database: Database, client: Client, personal: PersonalData, *, now: Callable[[], datetime]
+    ) -> None:
         self._database = database
         self._client = client
+        self._personal = personal
         self._now = now
 
     async def run(self) -> None:
@@ -62,7 +70,7 @@ class Replayer:
                     await release_held(connection, letters_max=HELD_MAX, at=self._now())
                     turn = await lease_job(connection)
                 if turn is not None:
-                    await _Round(self._database, self._client, turn).run()
+                    await _Round(self._database, self._client, self._personal, turn).run()
                     continue
             except (Unavailable, Overloaded, Stale, NatsError, TimeoutError, OSError) as error:
                 log.warning("replays wait", error=type(error).__name__)
@@ -72,9 +80,10 @@ class Replayer:
 class _Round:
     """One process' work on one job: what it sends, and what it sees come of it."""
 
-    def __init__(self, database: Database, client: Client, turn: Turn) -> None:
+    def __init__(self, database: Database, client: Client, personal: PersonalData, turn: Turn) -> None:
         self._database = database
         self._client = client
+        self._personal = personal
         self._js = client.jetstream()
         self._turn = turn
         self._latest: deque[str] = deque(maxlen=LOOKED_AT)
@@ -101,10 +110,31 @@ class _Round:
                 await end_job(connection, job_id, *ending)
                 log.info("replay ended", jobId=str(job_id), state=ending[0], why=ending[1])
                 return False
-            letters = await next_letters(connection, job_id, self._room(progress))
+            letters = await self._whole(connection, await next_letters(connection, job_id, self._room(progress)))
         if letters:
             await self._send(letters)
         return True
+
+    async def _whole(self, connection: Connection, turns: Sequence[Sendable]) -> list[Sendable]:
+        """Those that can be sent: an event without a letter as the relay would announce it."""
+        events = [turn.event_id for turn in turns if turn.letter_id is None]
+        found = await events_by_id(connection, self._personal, events) if events else {}
+        whole: list[Sendable] = []
+        unreadable: list[int] = []
+        for turn in turns:
+            stored = found.get(turn.event_id)
+            if turn.letter_id is not None:
+                whole.append(turn)
+            elif isinstance(stored, StoredEvent):
+                whole.append(replace(turn, body=stored.body, headers=headers_of(stored)))
+            else:
+                unreadable.append(turn.place)
+        if unreadable:
+            log.error(
+                "events cannot be read, and are not replayed", jobId=str(self._turn.job_id), count=len(unreadable)
+            )
+            await give_up(connection, self._turn.job_id, unreadable)
+        return whole
 
     def _ending(self, progress: Progress) -> tuple[str, str | None] | None:
         """The state in which the job ends now, and why; None while it goes on."""
@@ -136,11 +166,17 @@ class _Round:
         """To its group alone; the letter's place once the stream has it."""
         subject = f"users.replay.{letter.group}.{letter.event_type}.{letter.user_id or 'unknown'}"
         kept = {name: value for name, value in letter.headers.items() if not name.lower().startswith("nats-")}
-        headers = kept | {"Nats-Msg-Id": f"{letter.event_id}:r{letter.n}", "Dead-Letter-Id": str(letter.letter_id)}
+        headers = kept | self._named(letter)
         try:
             require_fits(self._client, letter.body, headers)
             await self._js.publish(subject, letter.body, timeout=PUBLISH_S, headers=headers)
-        except (NatsError, TimeoutError, OSError) as error:
-            log.warning("a letter waits to be replayed", letterId=str(letter.letter_id), error=type(error).__name__)
+        except (NatsError, MessageTooLarge, TimeoutError, OSError) as error:
+            log.warning("a letter waits to be replayed", eventId=str(letter.event_id), error=type(error).__name__)
             return None
         return letter.place
+
+    def _named(self, letter: Sendable) -> dict[str, str]:
+        """A second copy within the server's window counts as the first: each replay has an id of its own."""
+        if letter.letter_id is None:
+            return {"Nats-Msg-Id": f"{letter.event_id}:r0.{self._turn.job_id}"}
+        return {"Nats-Msg-Id": f"{letter.event_id}:r{letter.n}", "Dead-Letter-Id": str(letter.letter_id)}

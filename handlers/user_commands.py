@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from adapters.settings import Settings
-from handlers.own_servers import own_keys, own_settings
+from handlers.own_servers import own_means
 from handlers.terminal import AsJson, Failure, ReadyFile, progress_bar, run_to_end
 
 if TYPE_CHECKING:
-    from adapters.personal_data import PersonalData
     from contracts.transfer import RefusedLine
     from handlers.transfer import Imported
 
@@ -36,7 +34,7 @@ def import_users(
 
     Exit 1 when a line was refused.
     """
-    settings, personal = _means(ready_file)
+    settings, personal = own_means(ready_file)
     done: list[Imported] = []
 
     async def work() -> None:
@@ -71,7 +69,7 @@ def export_users(
     ready_file: ReadyFile = None,
 ) -> None:
     """Write every user that is not deleted, one a line, as JSON that `users import` reads."""
-    settings, personal = _means(ready_file)
+    settings, personal = own_means(ready_file)
     counts: list[int] = []
 
     async def work() -> None:
@@ -89,14 +87,6 @@ def export_users(
 
     run_to_end(work())
     typer.echo(json.dumps({"exported": counts[0]}) if as_json else f"{counts[0]} users")
-
-
-def _means(ready_file: Path | None) -> tuple[Settings, "PersonalData"]:
-    """Database and keys: of the environment, else those of a running dev."""
-    from adapters.personal_data import PersonalData
-
-    settings = own_settings(ready_file)
-    return settings, PersonalData(own_keys(settings, needed_for="the import seals names and addresses under its keys"))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from adapters.embedded_state import EmbeddedFailure
 from adapters.keys import write_keys
 from adapters.mail_sink import MailSink
 from tests import forking
-from tests.gateway import Gateway, gateway
+from tests.gateway import Gateway, database, gateway
 from tests.program import FAST, clean_environment, command, until
 
 ADMIN_EMAIL = "operator@example.com"
@@ -234,8 +234,17 @@ class House:
             except EmbeddedFailure:
                 await self.servers.start_one(name)
 
+    @property
+    def bus_files(self) -> Path:
+        """Where JetStream keeps all it has."""
+        return self.base / "data" / "nats" / "store"
+
     async def empty_streams(self) -> None:
-        """A test begins with no event of another: the service makes its streams when it starts."""
+        """A test begins with no event of another: the service makes its streams when it starts, and misses nothing, as
+        if nothing had ever been announced."""
+        async with database(self.ready) as rows:
+            await rows.execute("DELETE FROM stream_marks")
+            await rows.execute("UPDATE relay_heads SET version = 0, stream_sequence = 0")
         async with self.worker() as nc:
             for name in STREAMS:
                 try:

@@ -7,11 +7,13 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import pytest_asyncio
+from nats.aio.client import Client
 
 from adapters.embedded import EmbeddedServers
 from adapters.event_log import Trail
 from adapters.keys import Keys
 from adapters.migrations import migrate
+from adapters.nats import close, connect, provision
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database, role_of
 from adapters.redis import Redis
@@ -85,3 +87,17 @@ def personal(keys: Keys) -> PersonalData:
 @pytest.fixture
 def trail() -> Trail:
     return Trail(request_id=uuid4().hex, ip="192.0.2.77", user_agent="a marked agent", traceparent="00-x")
+
+
+@pytest_asyncio.fixture
+async def events_bus(servers: EmbeddedServers) -> AsyncIterator[Client]:
+    """A connection with the rights of the service, to streams as this release wants them."""
+
+    async def closed() -> None:
+        return
+
+    settings = settings_of(servers.addresses.database_url, nats_url=servers.addresses.nats_worker_url)
+    client = await connect(settings, name="test", on_closed=closed)
+    await provision(client.jetstream(), settings, ())
+    yield client
+    await close(client)
