@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
 
@@ -26,6 +25,7 @@ from adapters.limits import Limits
 from adapters.mail_caps import MailCaps
 from adapters.migrations import require_current
 from adapters.nats import EVENT_GROUPS, TAKING_GROUPS, AnsweringClient, close, connect, durables, provision
+from adapters.operator_bus import operator_bus
 from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
 from adapters.pictures import Pictures
@@ -41,6 +41,9 @@ from contracts.api import OPERATIONS
 from domain.session import Standing
 from handlers.activity import Activity
 from handlers.answer_steps import AnswerSteps
+from handlers.clock import now
+from handlers.console.app import Served, Wishes, console, operators_url
+from handlers.console.first_admin import FirstAdmin
 from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
@@ -64,6 +67,8 @@ from handlers.vitals import Vitals, http_routes, http_server
 log = structlog.get_logger()
 
 GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
+"""What `run` starts where no group is named."""
+ALL_GROUPS = (*GROUPS, "console")
 DRAIN_S = 7.0
 """How long a stop waits for requests and deliveries in work."""
 _CANCELS_MAX = 5
@@ -105,11 +110,6 @@ class Gaps:
             hear()
 
 
-def now() -> datetime:
-    """The clock: aware, in UTC."""
-    return datetime.now(UTC)
-
-
 async def serve(
     settings: Settings,
     keys: Keys,
@@ -119,6 +119,7 @@ async def serve(
     on_ready: Callable[[int | None], Awaitable[None]],
     pages: Sequence[BaseRoute] = (),
     with_http: bool = True,
+    wishes: Wishes | None = None,
 ) -> None:
     """Run groups until `stop`; `on_ready` is told the HTTP port once all of them serve.
 
@@ -143,6 +144,8 @@ async def serve(
             port = await stack.enter_async_context(
                 http_server(routes, host=settings.http_host, port=settings.http_port)
             )
+        if "console" in groups:
+            await _start_console(stack, loops, means, wishes or Wishes(_log_console))
         await on_ready(port)
         await _either(stop, closed)
         if closed.is_set() and not stop.is_set():
@@ -351,6 +354,16 @@ async def _keep_keys_read(keys: Keys) -> None:
                 log.info("keys read again")
         except BadKeys as error:
             log.error("the key file cannot be used; going on with the keys read before", error=str(error))
+
+
+async def _start_console(stack: AsyncExitStack, loops: Loops, means: Means, wishes: Wishes) -> None:
+    bus = await stack.enter_async_context(operator_bus(operators_url(means.settings)))
+    first = FirstAdmin(means.settings, means.database, means.personal)
+    await stack.enter_async_context(console(means.settings, bus, first, means.vitals.check, loops.start, wishes))
+
+
+def _log_console(served: Served) -> None:
+    log.info("console", url=served.url)
 
 
 async def _nothing() -> None:
