@@ -21,7 +21,7 @@ COOKIE_BYTES_MAX = 128
 FORM_BYTES_MAX = 64 * 1024
 FIELDS_MAX = 1100
 """Room for a thousand letters that were chosen, and the other fields of that form."""
-LOOK_S = 10.0
+LOOK_S = 5.0
 """So long a page that shows no operation's answer may trust what the service said of its reader."""
 _OVER = frozenset({"TOKEN_EXPIRED", "INVALID_TOKEN"})
 _PROOFS = {"REAUTHENTICATION_REQUIRED": "/again", "TWO_FACTOR_REQUIRED": "/second-factor"}

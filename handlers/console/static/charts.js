@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const EVERY_MS = 3000;
+  const SHOWN_S = 900;
   const box = document.getElementById("charts");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -18,7 +19,7 @@
     return {
       width: host.clientWidth,
       height: 170,
-      scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
+      scales: { x: { time: true, range: (_, __, now) => [now - SHOWN_S, now] }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
       axes: [
         { ...axis, space: 70, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(11, 16)) },
         { ...axis, size: 46 },
