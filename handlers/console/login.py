@@ -86,8 +86,10 @@ class Way:
             return self._took_link(request, is_good=self._first.opens(token))
         cookie = self._cookie(request)
         pending = self._means.sessions.waiting(cookie)
-        if pending is None or pending.challenge is not None or not self._first.is_open:
+        if pending is None or pending.challenge is not None:
             return RedirectResponse("/login", 303)
+        if not self._first.is_open:
+            return self._took_link(request, is_good=False)
         link = self._first
 
         async def act(form: Form, cookie: str) -> Response:
