@@ -94,21 +94,21 @@ async def _close_or_open(visit: Visit, act: str, state: str) -> Response:
         reply = await visit.call(f"admin.dead-letters.{act}", **named, why=visit.sent("why"))
         done = {"discard": "discarded", "restore": "restored"}[act]
         return visit.to(where, said=f"{reply['data']['count']:,} letters were {done}.")
-    count, is_least = await _count(visit, named, state)
+    count, is_estimate = await _count(visit, named, state)
     return visit.page(
-        "discard.html", act=act, count=count, is_least=is_least, named=named, where=where,
+        "discard.html", act=act, count=count, is_estimate=is_estimate, named=named, where=where,
         why=visit.address.get("why", ""),
     )  # fmt: skip
 
 
 async def _count(visit: Visit, named: dict[str, object], state: str) -> tuple[int, bool]:
-    """How many letters an act would touch, and whether there are more."""
+    """How many letters an act would touch, and whether that is an estimate."""
     ids = named.get("ids")
     if isinstance(ids, list):
         return len(ids), False
     filters = {name: value for name, value in named.items() if name != "all"}
-    found = (await visit.call("admin.dead-letters.groups", state=state, limit=100, **filters))["data"]
-    return sum(cause["letters"] for cause in found["causes"]), found["moreCauses"]
+    found = (await visit.call("admin.dead-letters.list", state=state, limit=1, **filters))["pagination"]
+    return found["total"], found["totalIsEstimate"]
 
 
 def _named(visit: Visit) -> tuple[dict[str, object], str]:

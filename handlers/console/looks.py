@@ -24,7 +24,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, auto_reload=False,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(time=_time, thousands=_thousands, duration=_duration)
+    environment.filters.update(time=_time, thousands=_thousands, duration=_duration, plain=_plain)
     environment.globals.update(asset=_asset, address=address)
     return environment
 
@@ -48,6 +48,17 @@ def _time(written: str | datetime | None) -> Markup:
 
 def _thousands(number: float) -> str:
     return f"{number:,}"
+
+
+def _plain(value: object) -> object:
+    """JSON's values as people write them."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case _:
+            return value
 
 
 def _duration(seconds: float) -> str:

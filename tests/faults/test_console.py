@@ -1,6 +1,7 @@
 """The console in processes of its own: the first admin's way in, and a paged operator's story in a browser."""
 
 import asyncio
+import io
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.async_api import Page, async_playwright, expect
 
 from tests.console import browser
@@ -90,7 +92,7 @@ async def test_a_console_without_an_operators_address_does_not_start(house: Hous
 
 
 @asynccontextmanager
-async def chromium(**options: object) -> AsyncIterator[Page]:
+async def chromium() -> AsyncIterator[Page]:
     """A page of a browser; it fails the test when a page of ours breaks its own policy or throws."""
     complaints: list[str] = []
     async with async_playwright() as driver:
@@ -101,13 +103,16 @@ async def chromium(**options: object) -> AsyncIterator[Page]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         yield page
         await launched.close()
-    del options
     assert not complaints, complaints
 
 
-async def picture(page: Page, name: str) -> None:
+async def picture(page: Page, name: str, *, whole: bool = False) -> None:
+    """Keep what is seen, in few colours: it goes into the documents."""
     if PICTURES:
-        await page.screenshot(path=Path(PICTURES) / f"console-{name}.png")
+        await page.locator("h1").click()  # nothing is focused
+        seen = await page.screenshot(full_page=whole)
+        few = Image.open(io.BytesIO(seen)).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        few.save(Path(PICTURES) / f"console-{name}.png", optimize=True)
 
 
 async def require_a_phone_shows_it(page: Page) -> None:
@@ -165,6 +170,7 @@ async def look_at_the_letters(page: Page) -> None:
     await expect(page.get_by_role("heading", name="Attempts")).to_be_visible()
     await expect(page.locator("details")).to_have_count(2)
     await expect(page.locator("pre").filter(has_text='"aggregateType"')).to_be_visible()
+    await page.locator("details[open] summary").click()  # a trace names folders of this machine
     await picture(page, "letter")
     await require_a_phone_shows_it(page)
     await page.go_back()
@@ -199,7 +205,7 @@ async def look_who_did_it(page: Page, base: str) -> None:
     await page.get_by_role("link", name="Overview").click()
     await expect(page.locator("#charts canvas")).to_have_count(3)
     await expect(page.locator("#now")).to_contain_text("email")
-    await picture(page, "overview")
+    await picture(page, "overview", whole=True)
     await require_a_phone_shows_it(page)
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()

@@ -19,7 +19,7 @@
     return {
       width: host.clientWidth,
       height: 170,
-      scales: { x: { time: true, range: (_, __, now) => [now - SHOWN_S, now] }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
+      scales: { x: { time: true, range: (_, first, now) => [Math.max(now - SHOWN_S, Math.min(first, now - 60)), now] }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
       axes: [
         { ...axis, space: 70, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(11, 16)) },
         { ...axis, size: 46 },
