@@ -3,7 +3,7 @@ answers, and what the server and the service tell of themselves."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -115,15 +115,18 @@ class OperatorBus:
 
 
 @asynccontextmanager
-async def operator_bus(url: str) -> AsyncIterator[OperatorBus]:
-    """A link while the block lasts; raises `Unavailable` when no server answers now."""
+async def operator_bus(url: str, *, on_closed: Callable[[], Awaitable[None]]) -> AsyncIterator[OperatorBus]:
+    """A link while the block lasts; `on_closed` hears when it is gone for good.
+
+    Raises `Unavailable` when no server answers now.
+    """
     client = SturdyClient()
     try:
         async with asyncio.timeout(CONNECT_S):
             await client.connect(
                 nats_servers(url), name="user-service console", inbox_prefix=inbox_of(url), allow_reconnect=True,
                 max_reconnect_attempts=-1, reconnect_time_wait=1, connect_timeout=3, ping_interval=5,
-                max_outstanding_pings=2, error_cb=error_reporter("console"),
+                max_outstanding_pings=2, error_cb=error_reporter("console"), closed_cb=on_closed,
             )  # fmt: skip
     except (NatsError, NoServersError, OSError, TimeoutError) as error:
         raise Unavailable from error

@@ -25,7 +25,6 @@ from adapters.limits import Limits
 from adapters.mail_caps import MailCaps
 from adapters.migrations import require_current
 from adapters.nats import EVENT_GROUPS, TAKING_GROUPS, AnsweringClient, close, connect, durables, provision
-from adapters.operator_bus import operator_bus
 from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
 from adapters.pictures import Pictures
@@ -42,8 +41,7 @@ from domain.session import Standing
 from handlers.activity import Activity
 from handlers.answer_steps import AnswerSteps
 from handlers.clock import now
-from handlers.console.app import Served, Wishes, console, operators_url
-from handlers.console.first_admin import FirstAdmin
+from handlers.console.app import Wishes, console_beside
 from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
@@ -145,7 +143,11 @@ async def serve(
                 http_server(routes, host=settings.http_host, port=settings.http_port)
             )
         if "console" in groups:
-            await _start_console(stack, loops, means, wishes or Wishes(_log_console))
+            await stack.enter_async_context(
+                console_beside(
+                    settings, means.database, means.personal, means.vitals.check, loops.start, wishes, on_closed
+                )
+            )
         await on_ready(port)
         await _either(stop, closed)
         if closed.is_set() and not stop.is_set():
@@ -354,16 +356,6 @@ async def _keep_keys_read(keys: Keys) -> None:
                 log.info("keys read again")
         except BadKeys as error:
             log.error("the key file cannot be used; going on with the keys read before", error=str(error))
-
-
-async def _start_console(stack: AsyncExitStack, loops: Loops, means: Means, wishes: Wishes) -> None:
-    bus = await stack.enter_async_context(operator_bus(operators_url(means.settings)))
-    first = FirstAdmin(means.settings, means.database, means.personal)
-    await stack.enter_async_context(console(means.settings, bus, first, means.vitals.check, loops.start, wishes))
-
-
-def _log_console(served: Served) -> None:
-    log.info("console", url=served.url)
 
 
 async def _nothing() -> None:

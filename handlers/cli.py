@@ -324,7 +324,7 @@ def _row(name: str, settings: Settings, faults: list[str]) -> dict[str, str]:
     """What there is to say about a setting; of a wrong one, the value as it was written."""
     field = Settings.model_fields[name]
     value = os.environ.get(variable_of(name), "") if faults else written(getattr(settings, name))
-    is_secret = "url" in name and name != "public_url" and value not in {"", "none"}
+    is_secret = "url" in name and name not in {"public_url", "console_url"} and value not in {"", "none"}
     return {
         "variable": variable_of(name),
         "default": "none, it must be set" if field.is_required() else written(field.default),

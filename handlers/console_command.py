@@ -1,5 +1,6 @@
 """`user-service console`: the console by itself, and the first admin's way in."""
 
+import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,9 +45,17 @@ def console(ready_file: ReadyFile = None) -> None:
     set_up_logs(settings.log_level, settings.environment, settings.log_format)
 
     async def work() -> None:
-        stop = stop_on_signals()
-        async with Loops() as loops, console_alone(settings, keys, loops.start, Wishes(_say, links=True)):
+        stop, lost = stop_on_signals(), asyncio.Event()
+
+        async def on_closed() -> None:
+            lost.set()
+            stop.set()
+
+        wishes = Wishes(_say, links=True)
+        async with Loops() as loops, console_alone(settings, keys, loops.start, wishes, on_closed=on_closed):
             await stop.wait()
+            if lost.is_set():
+                raise Failure("the NATS connection was closed for good")
 
     run_to_end(work(), foreseen=(PortTaken,))
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -32,8 +33,13 @@ from handlers.console.users import user_routes
 from handlers.console.visit import Means
 from handlers.vitals import Vitals, http_server
 
+log = structlog.get_logger()
+
 Inbox = Callable[[Means], Sequence[BaseRoute]]
 """Pages of `dev` besides."""
+
+
+_PORT = "USER_SERVICE_CONSOLE_PORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +63,52 @@ class Wishes:
     inbox: Inbox | None = None
 
 
-@asynccontextmanager
-async def console(
-    settings: Settings,
-    bus: OperatorBus,
-    first: FirstAdmin,
-    check: Callable[[], Awaitable[Health]],
-    start: Callable[[Coroutine[None, None, None], str], None],
-    wishes: Wishes,
-) -> AsyncIterator[None]:
-    """Serve the console while the block lasts; `start` keeps the loop running that looks at the figures.
+Check = Callable[[], Awaitable[Health]]
+Start = Callable[[Coroutine[None, None, None], str], None]
+"""Keeps a loop running."""
+OnClosed = Callable[[], Awaitable[None]]
+"""Hears when the link to NATS is gone for good."""
 
-    Raises `PortTaken` where somebody else listens.
+
+@asynccontextmanager
+async def console_beside(
+    settings: Settings, database: Database, personal: PersonalData, check: Check, start: Start, wishes: Wishes | None,
+    on_closed: OnClosed,
+) -> AsyncIterator[None]:  # fmt: skip
+    """Serve the console in a process that does other things, too, while the block lasts.
+
+    Raises `Unavailable` where the operator's NATS does not answer, `PortTaken` where somebody else listens.
     """
+    wishes = wishes or Wishes(lambda served: log.info("console", url=served.url))
+    first = FirstAdmin(settings, database, personal)
+    async with (
+        operator_bus(_operators_url(settings), on_closed=on_closed) as bus,
+        _console(settings, bus, first, check, start, wishes),
+    ):
+        yield
+
+
+@asynccontextmanager
+async def console_alone(
+    settings: Settings, keys: Keys, start: Start, wishes: Wishes, on_closed: OnClosed
+) -> AsyncIterator[None]:
+    """The same in a process of its own, which holds no worker's rights on the bus."""
+    async with AsyncExitStack() as stack:
+        database = await Database.connect(settings.model_copy(update={"pool_min": 1, "pool_max": 2}), name="console")
+        stack.push_async_callback(database.close)
+        redis = Redis(settings.redis)
+        stack.push_async_callback(redis.close)
+        bus = await stack.enter_async_context(operator_bus(_operators_url(settings), on_closed=on_closed))
+        first = FirstAdmin(settings, database, PersonalData(keys))
+        vitals = Vitals(settings, database, bus.client, redis)
+        await stack.enter_async_context(_console(settings, bus, first, vitals.check, start, wishes))
+        yield
+
+
+@asynccontextmanager
+async def _console(
+    settings: Settings, bus: OperatorBus, first: FirstAdmin, check: Check, start: Start, wishes: Wishes
+) -> AsyncIterator[None]:
     link = await _link(wishes, first)
     figures = Figures(bus, check)
     url = settings.console_url
@@ -79,31 +118,14 @@ async def console(
         exception_handlers={HTTPException: _not_here, Exception: _broken},
     )
     served: list[BaseRoute] = [Mount("/", app=Door(inner, url))]
-    async with http_server(served, host=settings.console_host, port=settings.console_port) as port:
+    async with http_server(served, host=settings.console_host, port=settings.console_port, variable=_PORT) as port:
         start(figures.run(), "figures")
         at = url or f"http://{settings.console_host}:{port}"
         wishes.say(Served(at, f"{at}/first?token={link.new()}" if link is not None else None))
         yield
 
 
-@asynccontextmanager
-async def console_alone(
-    settings: Settings, keys: Keys, start: Callable[[Coroutine[None, None, None], str], None], wishes: Wishes
-) -> AsyncIterator[None]:
-    """The same in a process of its own, which holds no worker's rights on the bus."""
-    async with AsyncExitStack() as stack:
-        database = await Database.connect(settings.model_copy(update={"pool_min": 1, "pool_max": 2}), name="console")
-        stack.push_async_callback(database.close)
-        redis = Redis(settings.redis)
-        stack.push_async_callback(redis.close)
-        bus = await stack.enter_async_context(operator_bus(operators_url(settings)))
-        first = FirstAdmin(settings, database, PersonalData(keys))
-        vitals = Vitals(settings, database, bus.client, redis)
-        await stack.enter_async_context(console(settings, bus, first, vitals.check, start, wishes))
-        yield
-
-
-def operators_url(settings: Settings) -> str:
+def _operators_url(settings: Settings) -> str:
     """Where the console asks; whoever starts it has made sure that it is set."""
     if settings.console_nats_url is None:
         raise ValueError("USER_SERVICE_CONSOLE_NATS_URL is not set")

@@ -111,7 +111,7 @@ async def picture(page: Page, name: str, *, whole: bool = False) -> None:
     if PICTURES:
         await page.locator("h1").click()  # nothing is focused
         seen = await page.screenshot(full_page=whole)
-        few = Image.open(io.BytesIO(seen)).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        few = Image.open(io.BytesIO(seen)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
         few.save(Path(PICTURES) / f"console-{name}.png", optimize=True)
 
 
@@ -203,7 +203,7 @@ async def look_who_did_it(page: Page, base: str) -> None:
     await picture(page, "user")
     await require_a_phone_shows_it(page)
     await page.get_by_role("link", name="Overview").click()
-    await expect(page.locator("#charts canvas")).to_have_count(3)
+    await expect(page.locator("#charts canvas")).to_have_count(3, timeout=20_000)
     await expect(page.locator("#now")).to_contain_text("email")
     await picture(page, "overview", whole=True)
     await require_a_phone_shows_it(page)

@@ -15,13 +15,13 @@
   let last = null;
 
   function options(host, lines) {
-    const axis = { stroke: color("--soft"), grid: { stroke: color("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
+    const axis = { stroke: color("--soft"), grid: { stroke: color("--line"), width: 1 }, ticks: { show: false }, gap: 6, font: "12px system-ui" };
     return {
       width: host.clientWidth,
-      height: 170,
+      height: 165,
       scales: { x: { time: true, range: (_, first, now) => [Math.max(now - SHOWN_S, Math.min(first, now - 60)), now] }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
       axes: [
-        { ...axis, space: 70, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(11, 16)) },
+        { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(11, 16)) },
         { ...axis, size: 46 },
       ],
       legend: { live: true },
@@ -37,6 +37,7 @@
   }
 
   function draw(seen) {
+    if (seen.at.length < 2) return;
     for (const host of box.querySelectorAll("[data-chart]")) {
       const lines = LINES[host.dataset.chart](seen);
       const data = [seen.at, ...lines.map(([, figures]) => figures)];
