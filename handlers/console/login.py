@@ -24,6 +24,7 @@ from handlers.console.visit import (
     Visit,
     call_headers,
     own_form,
+    path_of,
     safe_path,
     signed_in,
 )
@@ -104,7 +105,7 @@ class Way:
     def _took_link(self, request: Request, *, is_good: bool) -> Response:
         if not is_good:
             words = "This link was used already, or its time is over. Sign in, or start the console again for another."
-            return self._page(request, "login.html", says=words, status=403)
+            return self._page(request, "login.html", says=words, status=403, action="/login")
         cookie = self._cookie(request) or new_cookie()
         self._means.sessions.wait(cookie, Pending(None))
         response = RedirectResponse("/first", 303)
@@ -164,14 +165,18 @@ class Way:
             return self._page(request, template, says=_NO_ANSWER, status=503, makes=makes)
 
     def _page(
-        self, request: Request, template: str, *, says: str | None = None, status: int = 200, makes: bool = False
+        self,
+        request: Request,
+        template: str,
+        *,
+        says: str | None = None,
+        status: int = 200,
+        makes: bool = False,
+        action: str | None = None,
     ) -> Response:
         cookie = self._cookie(request) or new_cookie()
         token = self._means.sessions.form_token(cookie)
-        here = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
-        if request.url.path == "/first" and "token" in request.query_params:
-            here = "/login"
-        text = render(template, form_token=token, says=says, here=here, makes=makes)
+        text = render(template, form_token=token, says=says, action=action or path_of(request), makes=makes)
         response = HTMLResponse(text, status)
         if not self._cookie(request):
             self._means.set_cookie(response, self._means.cookie_name, cookie)

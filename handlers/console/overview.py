@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from adapters.bus_client import BusFailure
 from adapters.nats import EVENT_GROUPS
 from contracts.operations import Permission
 from handlers.console.figures import Figures, events_announced, waiting_of
@@ -14,21 +15,28 @@ from handlers.console.visit import Means, Refused, Visit, signed_in
 
 
 def overview_routes(means: Means, figures: Figures) -> list[BaseRoute]:
-    """The page, the piece of it that is asked for anew, and the figures that charts are drawn from."""
+    """The page, the pieces of it that it asks for, and the figures that charts are drawn from."""
     return [
         Route("/", signed_in(means, partial(overview, figures=figures))),
+        Route("/overview/letters", signed_in(means, letters)),
         Route("/overview/now", signed_in(means, partial(now, figures=figures), by_itself=True)),
         Route("/overview/history", signed_in(means, partial(history, figures=figures), by_itself=True)),
     ]
 
 
 async def overview(visit: Visit, *, figures: Figures) -> Response:
-    """The whole page; with the letters that wait, for whoever may see them."""
+    """The whole page; it asks for the letters by itself, so that it is there also when they cannot be read."""
     await visit.look(now=time.monotonic())
-    letters = None
-    if visit.session.may(Permission.DEAD_LETTERS_READ.value):
-        letters = (await visit.call("admin.dead-letters.groups", limit=5))["data"]
-    return visit.page("overview.html", letters=letters, **_now(figures))
+    return visit.page("overview.html", **_now(figures))
+
+
+async def letters(visit: Visit) -> Response:
+    """How many letters wait, and what most have died of."""
+    try:
+        found = (await visit.call("admin.dead-letters.groups", limit=5))["data"]
+    except BusFailure as failure:
+        return HTMLResponse(visit.part("overview_letters.html", found=None, failure=str(failure)))
+    return HTMLResponse(visit.part("overview_letters.html", found=found, failure=None))
 
 
 async def now(visit: Visit, *, figures: Figures) -> Response:

@@ -1,5 +1,6 @@
 """One request of somebody signed in: what was sent, what the service answers them, and the page that they are shown."""
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from adapters.bus_client import BusFailure
 from adapters.operator_bus import OperatorBus
+from contracts.wire import ErrorCode
 from handlers.console.looks import render
 from handlers.console.sessions import Session, Sessions
 
@@ -22,11 +24,13 @@ FORM_BYTES_MAX = 64 * 1024
 FIELDS_MAX = 1100
 """Room for a thousand letters that were chosen, and the other fields of that form."""
 LOOK_S = 5.0
+LOOK_PATIENCE_S = 2.0
 """So long a page that shows no operation's answer may trust what the service said of its reader."""
 _OVER = frozenset({"TOKEN_EXPIRED", "INVALID_TOKEN"})
+_NO_ANSWER = "load the page again to see what has become of it; the overview says what is away."
 _PROOFS = {"REAUTHENTICATION_REQUIRED": "/again", "TWO_FACTOR_REQUIRED": "/second-factor"}
 """Where what is asked for is shown."""
-_STATUS = {"FORBIDDEN": 403, "NOT_FOUND": 404, "VALIDATION_ERROR": 400, "CONFLICT": 409, "RATE_LIMITED": 429}
+_OUTAGES = frozenset({"SERVICE_UNAVAILABLE", "OVERLOADED", "DEADLINE_EXCEEDED"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,8 @@ class Visit:
         return self.form.get(name, "").strip()
 
     async def call(self, operation: str, **body: object) -> dict[str, Any]:
-        """The reply's envelope, as whoever is signed in; raises `Refused`, `SignedOut` and `BusFailure`.
+        """The reply's envelope, as whoever is signed in; raises `Refused`, `SignedOut`, and `BusFailure` where nobody
+        answers, or nobody could do what was asked.
 
         A form's act is done once, however often its button was pressed.
         """
@@ -126,6 +131,8 @@ class Visit:
             error = reply.get("error")
             if error is None:
                 return reply
+            if error["code"] in _OUTAGES:
+                raise BusFailure(error["message"])
             if error["code"] not in _OVER:
                 raise Refused(error)
             await self._renew(access)
@@ -150,10 +157,17 @@ class Visit:
         self.session.refresh = SecretStr(tokens["refreshToken"])
 
     async def look(self, *, now: float) -> None:
-        """Ask anew, now and then, whether they are still who they were; raises `Refused` and `SignedOut`."""
+        """Ask anew, now and then, whether they are still who they were; raises `Refused` and `SignedOut`.
+
+        While nobody can say, they are: that something is away is what these pages are for.
+        """
         if now - self.session.looked_at < LOOK_S:
             return
-        user = (await self.call("me.get"))["data"]["user"]
+        try:
+            async with asyncio.timeout(LOOK_PATIENCE_S):
+                user = (await self.call("me.get"))["data"]["user"]
+        except (BusFailure, TimeoutError):
+            return
         self.session.role, self.session.email = user["role"], user["email"]
         self.session.looked_at = now
 
@@ -178,8 +192,7 @@ class Visit:
     @property
     def here(self) -> str:
         """This page's path and filters."""
-        query = self.request.url.query
-        return f"{self.request.url.path}?{query}" if query else self.request.url.path
+        return path_of(self.request)
 
     def to(self, path: str, *, said: str | None = None) -> Response:
         """On to another page, which tells what was done."""
@@ -217,9 +230,8 @@ def signed_in(means: Means, act: Act, *, by_itself: bool = False) -> Endpoint:
             return visit.page("refused.html", status=403, title="Not done", says=says)
         except Refused as refusal:
             return _refused(visit, refusal)
-        except BusFailure:
-            says = "The service does not answer over NATS. Nothing was changed that you were not told of."
-            return visit.page("refused.html", status=503, title="No answer", says=says)
+        except BusFailure as failure:
+            return visit.page("refused.html", status=503, title="No answer", says=f"{failure}: {_NO_ANSWER}")
 
     return answer
 
@@ -227,7 +239,8 @@ def signed_in(means: Means, act: Act, *, by_itself: bool = False) -> Endpoint:
 def _refused(visit: Visit, refusal: Refused) -> Response:
     if refusal.code in _PROOFS:
         return visit.to(f"{_PROOFS[refusal.code]}?{urlencode({'next': _back(visit)})}")
-    status = _STATUS.get(refusal.code, 400)
+    known = ErrorCode.__members__.get(refusal.code)
+    status = known.number if known else 400
     titles = {403: "You may not do this", 404: "Not found", 409: "Not done"}
     return visit.page("refused.html", status=status, title=titles.get(status, "Not done"), says=refusal.says)
 
@@ -259,6 +272,12 @@ async def own_form(request: Request, means: Means, cookie: str) -> Form:
     return form
 
 
+def path_of(request: Request) -> str:
+    """The path that was asked for, with its query."""
+    query = request.url.query
+    return f"{request.url.path}?{query}" if query else request.url.path
+
+
 def safe_path(wanted: str) -> str:
     """A page of this console, whatever the address asked for."""
     is_ours = wanted.startswith("/") and not wanted.startswith("//") and "\\" not in wanted and wanted.isprintable()
@@ -266,8 +285,7 @@ def safe_path(wanted: str) -> str:
 
 
 def _led_to_sign_in(request: Request) -> Response:
-    query = request.url.query
-    wanted = f"{request.url.path}?{query}" if query else request.url.path
+    wanted = path_of(request)
     path = "/login" if request.method == "POST" or wanted == "/" else f"/login?{urlencode({'next': wanted})}"
     if request.headers.get("hx-request") == "true":
         return Response(status_code=200, headers={"HX-Redirect": "/login"})

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from playwright.async_api import Page, async_playwright, expect
 
-from tests.console import browser
-from tests.faults.house import ADMIN_EMAIL, ADMIN_PASSWORD, House
+from tests.console import Browser, browser
+from tests.faults.house import ADMIN_EMAIL, ADMIN_PASSWORD, House, Run
 from tests.faults.ledger import Ledger, emails
 from tests.faults.test_dead_letters import QUICK, Ward, letters_stand, mail_server
 from tests.gateway import database, new_email
-from tests.program import clean_environment, command, until
+from tests.program import clean_environment, command, eventually, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -83,10 +83,33 @@ async def test_whoever_has_the_link_becomes_the_first_admin_and_nobody_after_the
             await rows.execute("UPDATE users SET role = 'user' WHERE email = $1", email)
 
 
+async def test_the_overview_says_what_is_away_when_no_operation_can_be_answered(house: House) -> None:
+    async with house.run("requests", "console", **at_house(house)) as run, browser(console_of(run)) as operator:
+        assert (await operator.sign_in(ADMIN_EMAIL, ADMIN_PASSWORD)).heading == "Overview"
+
+        async def says(word: str) -> bool:
+            return f'<span class="state {word}' in (await operator.get("/overview/now")).text
+
+        async with house.without("postgres"):
+            await eventually(lambda: says("bad"), within_s=20, what="the overview to say that PostgreSQL is away")
+            assert (await operator.get("/")).heading == "Overview"
+            assert "They cannot be read now" in (await operator.get("/overview/letters")).text
+            page = await operator.get("/users")
+            assert (page.status, page.heading) == (503, "No answer")
+        await eventually(lambda: is_there(operator, "/users"), within_s=20, what="users to be read again")
+
+
+async def is_there(operator: Browser, path: str) -> bool:
+    return (await operator.get(path)).status == 200
+
+
+def console_of(run: Run) -> str:
+    return str(run.lines("console")[0]["url"])
+
+
 async def test_a_console_without_an_operators_address_does_not_start(house: House) -> None:
-    for words in (("console",), ("run", "requests", "console")):
-        code, _, err = await house.command(*words)
-        assert (code, err.splitlines()[0].partition(":")[0]) == (1, "USER_SERVICE_CONSOLE_NATS_URL")
+    code, _, err = await house.command("run", "requests", "console")
+    assert (code, err.partition(":")[0]) == (1, "USER_SERVICE_CONSOLE_NATS_URL")
     code, _, err = await command("run", "console", "--workers", "2", env=house.env | at_house(house))
     assert (code, "one process" in err) == (2, True)
 
@@ -132,8 +155,11 @@ async def test_a_paged_operator_has_every_mail_sent_by_the_browser(house: House)
         async with run, house.gateway() as client, chromium() as page:
             await ledger.register(client, wanted, at_once=5)
             await letters_stand(house, ledger, 20)
-            base = run.lines("console")[0]["url"]
-            await sign_in(page, f"{base}/letters?type=EmailVerificationRequested&from={began:%Y-%m-%dT%H:%M:%S}")
+            base = console_of(run)
+            letters = f"{base}/letters?type=EmailVerificationRequested&from={began:%Y-%m-%dT%H:%M:%S}"
+            await sign_in(page, letters)
+            await look_at_everything(page)
+            await page.goto(letters)
             await look_at_the_letters(page)
             ward.healed = True
             await replay(page)
@@ -155,6 +181,18 @@ async def sign_in(page: Page, url: str) -> None:
     await expect(page.get_by_role("heading", name="Dead letters")).to_be_visible()
     await page.keyboard.press("Tab")
     await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+
+
+async def look_at_everything(page: Page) -> None:
+    """The overview: health, groups, charts, and that letters wait."""
+    await page.get_by_role("link", name="Overview").click()
+    await expect(page.locator("#charts canvas")).to_have_count(3, timeout=20_000)
+    await expect(page.locator("#now")).to_contain_text("email")
+    await expect(page.get_by_role("row").filter(has_text="the mailbox")).to_contain_text("20")
+    if PICTURES:
+        await page.wait_for_timeout(15_000)  # for lines worth a picture
+    await picture(page, "overview", whole=True)
+    await require_a_phone_shows_it(page)
 
 
 async def look_at_the_letters(page: Page) -> None:
@@ -192,7 +230,7 @@ async def replay(page: Page) -> None:
 
 
 async def look_who_did_it(page: Page, base: str) -> None:
-    """The audit log, the account it names, and the overview with its charts."""
+    """The audit log, and the account that it names."""
     await page.goto(f"{base}/audit?action=dead_letters_replayed")
     row = page.locator("tbody tr").first
     await expect(row).to_contain_text("dead_letters_replayed")
@@ -201,11 +239,6 @@ async def look_who_did_it(page: Page, base: str) -> None:
     await row.locator("a[href^='/users/']").first.click()
     await expect(page.get_by_text(ADMIN_EMAIL).last).to_be_visible()
     await picture(page, "user")
-    await require_a_phone_shows_it(page)
-    await page.get_by_role("link", name="Overview").click()
-    await expect(page.locator("#charts canvas")).to_have_count(3, timeout=20_000)
-    await expect(page.locator("#now")).to_contain_text("email")
-    await picture(page, "overview", whole=True)
     await require_a_phone_shows_it(page)
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()

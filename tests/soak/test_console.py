@@ -9,7 +9,7 @@ import pytest
 
 from tests.console import Browser, browser
 from tests.faults.house import ADMIN_EMAIL, ADMIN_PASSWORD, House
-from tests.faults.test_console import ALL, at_house
+from tests.faults.test_console import ALL, at_house, console_of
 
 pytestmark = pytest.mark.soak
 
@@ -39,7 +39,7 @@ async def test_every_page_comes_within_300_ms_in_front_of_100000_letters(house: 
             await owner.execute("VACUUM ANALYZE dead_letters")
             letter = await owner.fetchval("SELECT id FROM dead_letters ORDER BY created_at DESC LIMIT 1 OFFSET 500")
             cause = await owner.fetchval("SELECT cause FROM dead_letters GROUP BY cause ORDER BY count(*) DESC LIMIT 1")
-            async with browser(run.lines("console")[0]["url"]) as operator:
+            async with browser(console_of(run)) as operator:
                 await operator.sign_in(ADMIN_EMAIL, ADMIN_PASSWORD)
                 times = {path: await median_ms(operator, path) for path in pages(letter, cause)}
     finally:
@@ -54,7 +54,7 @@ def pages(letter: UUID, cause: str) -> list[str]:
     """Every page that looks at letters, with filters that match many and few; and the others."""
     user = "00000000-0000-7000-8000-000000000007"
     return [
-        *("/", "/jobs", "/users", "/audit", f"/timeline?of={ADMIN_EMAIL}"),
+        *("/", "/overview/letters", "/jobs", "/users", "/audit", f"/timeline?of={ADMIN_EMAIL}"),
         *("/letters", "/letters?group=email", f"/letters?userId={user}"),
         *("/letters/list", "/letters/list?group=email", "/letters/list?type=UserLogin&from=2020-01-01T00:00"),
         *(f"/letters/list?cause={cause}", f"/letters/list?userId={user}", f"/letters/{letter}"),

@@ -6,6 +6,7 @@
   const box = document.getElementById("charts");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const clock = (at, toTheSecond) => new Date(at * 1000).toISOString().slice(11, toTheSecond ? 19 : 16);
   const LINES = {
     requests: (seen) => [["requests", seen.requests_s], ["errors", seen.errors_s]],
     deliveries: (seen) => [["a second", seen.deliveries_s], ["being delivered again", seen.redelivered]],
@@ -21,13 +22,13 @@
       height: 165,
       scales: { x: { time: true, range: (_, first, now) => [Math.max(now - SHOWN_S, Math.min(first, now - 60)), now] }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
       axes: [
-        { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(11, 16)) },
+        { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map((at) => clock(at, ticks[1] - ticks[0] < 60)) },
         { ...axis, size: 46 },
       ],
       legend: { live: true },
       cursor: { points: { size: 6 } },
       series: [
-        { label: "UTC", value: (_, at) => (at == null ? "" : new Date(at * 1000).toISOString().slice(11, 19)) },
+        { label: "UTC", value: (_, at) => (at == null ? "" : clock(at, true)) },
         ...lines.map(([label], place) => ({
           label, stroke: color(`--chart-${place + 1}`), width: 1.5, spanGaps: false, points: { show: false },
           value: (_, figure) => (figure == null ? "–" : String(figure)),
