@@ -28,10 +28,10 @@
       legend: { live: true },
       cursor: { points: { size: 6 } },
       series: [
-        { label: "UTC", value: (_, at) => (at == null ? "" : clock(at, true)) },
+        { label: "UTC", value: (chart, at) => clock(at ?? chart.data[0].at(-1), true) },
         ...lines.map(([label], place) => ({
           label, stroke: color(`--chart-${place + 1}`), width: 1.5, spanGaps: false, points: { show: false },
-          value: (_, figure) => (figure == null ? "–" : String(figure)),
+          value: (chart, figure, line, at) => String((at == null ? chart.data[line].at(-1) : figure) ?? "–"),
         })),
       ],
     };
