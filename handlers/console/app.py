@@ -112,7 +112,13 @@ async def _console(
     link = await _link(wishes, first)
     figures = Figures(bus, check)
     url = settings.console_url
-    means = Means(bus, Sessions(), secure=bool(url and url.startswith("https:")), has_inbox=bool(wishes.inbox))
+    means = Means(
+        bus,
+        Sessions(),
+        secure=bool(url and url.startswith("https:")),
+        has_inbox=bool(wishes.inbox),
+        needs_second_factor=settings.admin_second_factor,
+    )
     inner = Starlette(
         routes=_routes(means, figures, link, wishes.inbox),
         exception_handlers={HTTPException: _not_here, Exception: _broken},

@@ -41,7 +41,7 @@ def login_routes(means: Means, first: OneTimeLink | None) -> list[BaseRoute]:
         Route("/login", door.password, methods=["GET", "POST"]),
         Route("/login/code", door.code, methods=["GET", "POST"]),
         Route("/first", door.first, methods=["GET", "POST"]),
-        Route("/logout", signed_in(means, logout), methods=["POST"]),
+        Route("/logout", signed_in(means, logout, before_proofs=True), methods=["POST"]),
     ]
 
 
@@ -76,7 +76,7 @@ class Way:
             body = {"challengeToken": challenge.get_secret_value(), kind: shown}
             data = await self._ask(request, "auth.two-factor", body)
             self._means.sessions.done(cookie)
-            return await self._let_in(request, data, pending.next_path)
+            return await self._let_in(request, data, pending.next_path, has_second_factor=True)
 
         return await self._step(request, "code.html", act)
 
@@ -117,16 +117,23 @@ class Way:
         if data.get("twoFactorRequired"):
             self._means.sessions.wait(cookie, Pending(SecretStr(data["challengeToken"]), next_path))
             return RedirectResponse("/login/code", 303)
-        return await self._let_in(request, data, next_path)
+        return await self._let_in(request, data, next_path, has_second_factor=False)
 
-    async def _let_in(self, request: Request, data: dict[str, Any], next_path: str) -> Response:
+    async def _let_in(
+        self, request: Request, data: dict[str, Any], next_path: str, *, has_second_factor: bool
+    ) -> Response:
         """A session under a new cookie, for whose role there is anything to do here."""
         user, tokens = data["user"], data["tokens"]
         if not PERMISSIONS[user["role"]]:
             await self._ask(request, "auth.logout", {"refreshToken": tokens["refreshToken"]})
             raise Refused({"code": "FORBIDDEN", "message": "This account has no rights that the console could use."})
         session = Session(
-            user["id"], user["email"], user["role"], SecretStr(tokens["accessToken"]), SecretStr(tokens["refreshToken"])
+            user["id"],
+            user["email"],
+            user["role"],
+            SecretStr(tokens["accessToken"]),
+            SecretStr(tokens["refreshToken"]),
+            has_second_factor,
         )
         response = RedirectResponse(next_path, 303)
         self._means.set_cookie(response, self._means.cookie_name, self._means.sessions.open(session))

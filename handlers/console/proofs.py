@@ -12,8 +12,8 @@ from handlers.console.visit import Means, Refused, Visit, safe_path, signed_in
 def proof_routes(means: Means) -> list[BaseRoute]:
     """The pages that a refused act leads to."""
     return [
-        Route("/again", signed_in(means, again), methods=["GET", "POST"]),
-        Route("/second-factor", signed_in(means, second_factor), methods=["GET", "POST"]),
+        Route("/again", signed_in(means, again, before_proofs=True), methods=["GET", "POST"]),
+        Route("/second-factor", signed_in(means, second_factor, before_proofs=True), methods=["GET", "POST"]),
     ]
 
 
@@ -30,6 +30,7 @@ async def again(visit: Visit) -> Response:
     except Refused as refusal:
         return visit.page("again.html", status=401, says=refusal.says, two_factor=two_factor)
     visit.take(reply["data"]["tokens"])
+    visit.session.has_second_factor |= two_factor
     return visit.to(_next(visit))
 
 
@@ -45,6 +46,7 @@ async def second_factor(visit: Visit) -> Response:
     try:
         if visit.request.method == "POST" and (code := visit.sent("code")):
             values["codes"] = (await visit.call("two-factor.verify", code=code))["data"]["backupCodes"]
+            visit.session.has_second_factor = True
         elif visit.request.method == "POST":
             password = str(visit.form.get("password", ""))
             values["begun"] = (await visit.call("two-factor.enable", password=password))["data"]

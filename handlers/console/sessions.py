@@ -30,6 +30,7 @@ class Session:
     role: Role
     access: SecretStr
     refresh: SecretStr
+    has_second_factor: bool
     looked_at: float = field(default_factory=time.monotonic)
     """When the service was last asked whether they are who they were."""
     renewing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -42,6 +42,8 @@ class Means:
     secure: bool
     """Is it reached by https alone?"""
     has_inbox: bool
+    needs_second_factor: bool
+    """Is nothing shown to whoever has not shown one?"""
 
     @property
     def cookie_name(self) -> str:
@@ -169,6 +171,7 @@ class Visit:
         except (BusFailure, TimeoutError):
             return
         self.session.role, self.session.email = user["role"], user["email"]
+        self.session.has_second_factor &= user["twoFactorEnabled"]
         self.session.looked_at = now
 
     def page(self, template: str, *, status: int = 200, **values: object) -> Response:
@@ -207,10 +210,11 @@ Act = Callable[[Visit], Awaitable[Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def signed_in(means: Means, act: Act, *, by_itself: bool = False) -> Endpoint:
+def signed_in(means: Means, act: Act, *, by_itself: bool = False, before_proofs: bool = False) -> Endpoint:
     """An endpoint for whoever is signed in; others are led to the sign-in, and back here afterwards.
 
-    `by_itself` marks what a page asks without its reader: that keeps no session from being idle.
+    `by_itself` marks what a page asks without its reader: that keeps no session from being idle. `before_proofs` marks
+    what is had without the second factor, where one is needed.
     """
 
     async def answer(request: Request) -> Response:
@@ -219,21 +223,28 @@ def signed_in(means: Means, act: Act, *, by_itself: bool = False) -> Endpoint:
         if session is None:
             return _led_to_sign_in(request)
         visit = Visit(means, request, session, cookie)
-        try:
-            if request.method == "POST":
-                visit.form = await own_form(request, means, cookie)
-            return await act(visit)
-        except SignedOut:
-            return _led_to_sign_in(request)
-        except Stranger:
-            says = "This form was not shown to you, or it is too old. Go back, load the page again, and send it anew."
-            return visit.page("refused.html", status=403, title="Not done", says=says)
-        except Refused as refusal:
-            return _refused(visit, refusal)
-        except BusFailure as failure:
-            return visit.page("refused.html", status=503, title="No answer", says=f"{failure}: {_NO_ANSWER}")
+        if means.needs_second_factor and not session.has_second_factor and not before_proofs:
+            return visit.to(f"{_PROOFS['TWO_FACTOR_REQUIRED']}?{urlencode({'next': _back(visit)})}")
+        return await _answered(visit, act)
 
     return answer
+
+
+async def _answered(visit: Visit, act: Act) -> Response:
+    """The page, or one that says why not."""
+    try:
+        if visit.request.method == "POST":
+            visit.form = await own_form(visit.request, visit.means, visit.cookie)
+        return await act(visit)
+    except SignedOut:
+        return _led_to_sign_in(visit.request)
+    except Stranger:
+        says = "This form was not shown to you, or it is too old. Go back, load the page again, and send it anew."
+        return visit.page("refused.html", status=403, title="Not done", says=says)
+    except Refused as refusal:
+        return _refused(visit, refusal)
+    except BusFailure as failure:
+        return visit.page("refused.html", status=503, title="No answer", says=f"{failure}: {_NO_ANSWER}")
 
 
 def _refused(visit: Visit, refusal: Refused) -> Response:
@@ -246,7 +257,9 @@ def _refused(visit: Visit, refusal: Refused) -> Response:
 
 
 def _back(visit: Visit) -> str:
-    """The page whose form was sent, with the reason that was typed."""
+    """The page whose form was sent, with the reason that was typed; the overview, where a piece of a page was asked."""
+    if visit.request.headers.get("hx-request") == "true":
+        return "/"
     why = visit.sent("why")
     if not why:
         return visit.here

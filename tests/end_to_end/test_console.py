@@ -108,16 +108,6 @@ async def test_a_second_factor_is_asked_for_and_a_wrong_code_lets_nobody_in(clie
     assert (page.status, page.heading) == (200, "Overview")
 
 
-async def test_the_services_own_limits_hold_back_who_guesses(limited: Dev, limited_client: Gateway) -> None:
-    person = await account(limited_client, "moderator")
-    async with browser(limited.ready["consoleUrl"]) as guesser:
-        for _ in range(5):
-            assert (await guesser.sign_in(person.email, "Wrong-Password-1")).said == "Email or password is wrong."
-        page = await guesser.sign_in(person.email, PASSWORD)
-    assert page.status == 401
-    assert re.fullmatch(r"Too many requests; wait and try again. Try again in \d+ s.", page.said)
-
-
 async def test_an_account_without_rights_is_shown_out(client: Gateway, visitor: Browser) -> None:
     person = await account(client)
     page = await visitor.sign_in(person.email, PASSWORD)

@@ -24,6 +24,8 @@ async def test_the_link_lets_the_admin_in_once_and_a_second_factor_is_set_up_in_
             page = await admin.send(welcome, "/first")
             assert page.heading == "A second factor is needed"
             assert (await stranger.get(link[0])).status == 403
+            for path in ("/", "/overview/history", "/overview/now", "/users", "/inbox"):
+                assert (await admin.get(path)).heading == "A second factor is needed", path
 
             wrong = await admin.send(page, "/second-factor", password="Wrong-Password-1")
             assert wrong.status == 401

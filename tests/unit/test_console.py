@@ -27,7 +27,12 @@ VENDOR = STATIC / "vendor"
 
 def a_session(**changed: Any) -> Session:  # noqa: ANN401 - the fields of a session
     fields: dict[str, Any] = {"user_id": "1", "email": "a@example.com", "role": "admin"}
-    return Session(**(fields | changed), access=SecretStr("an access token"), refresh=SecretStr("a refresh token"))
+    return Session(
+        **(fields | changed),
+        access=SecretStr("an access token"),
+        refresh=SecretStr("a refresh token"),
+        has_second_factor=False,
+    )
 
 
 def test_what_others_wrote_is_what_they_published_and_comes_with_its_licence() -> None:
@@ -200,7 +205,7 @@ async def test_a_proof_that_is_asked_for_is_shown_and_then_the_act_goes_on(code:
         assert visit.sent("why") == "a & b"
         raise Refused({"code": code, "message": "No."})
 
-    means = Means(None, Sessions(), secure=False, has_inbox=False)  # type: ignore[arg-type]  # nobody is asked here
+    means = Means(None, Sessions(), secure=False, has_inbox=False, needs_second_factor=False)  # type: ignore[arg-type]  # nobody is asked here
     cookie = means.sessions.open(a_session())
     app = Starlette(routes=[Route("/users/1/suspend", signed_in(means, act), methods=["POST"])])
     sent = {"token": means.sessions.form_token(cookie), "why": "a & b"}
@@ -217,7 +222,7 @@ async def test_a_proof_that_is_asked_for_is_shown_and_then_the_act_goes_on(code:
 
 def test_a_cookie_is_the_hosts_own_where_there_is_https() -> None:
     for secure, name in ((True, "__Host-console"), (False, "console")):
-        means = Means(None, Sessions(), secure=secure, has_inbox=False)  # type: ignore[arg-type]
+        means = Means(None, Sessions(), secure=secure, has_inbox=False, needs_second_factor=False)  # type: ignore[arg-type]
         response = PlainTextResponse("")
         means.set_cookie(response, means.cookie_name, "value")
         said = response.headers["set-cookie"]
