@@ -28,6 +28,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
 )  # fmt: skip
+expect.set_options(timeout=20_000)  # a machine that others share
 PICTURES = os.environ.get("CONSOLE_PICTURES")
 """A folder for pictures of the pages that the story comes by (`make pictures`)."""
 
@@ -143,7 +144,11 @@ async def require_a_phone_shows_it(page: Page) -> None:
     size = page.viewport_size
     assert size is not None
     await page.set_viewport_size({"width": 360, "height": 740})
-    assert await page.evaluate("document.documentElement.scrollWidth") <= 360, page.url
+
+    async def fits() -> bool:
+        return bool(await page.evaluate("document.documentElement.scrollWidth <= 360"))
+
+    await eventually(fits, within_s=5, what=f"{page.url} to fit")  # charts are drawn anew
     await page.set_viewport_size(size)
 
 
