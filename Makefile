@@ -16,7 +16,7 @@ unexport VIRTUAL_ENV UV_PYTHON UV_PROJECT_ENVIRONMENT
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help setup run test soak races lint format docs bench lock compose-env clean
+.PHONY: help setup run test soak races lint format docs pictures bench lock compose-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,10 @@ format: setup ## lay the code out and mend what ruff can mend
 
 docs: setup ## write the pages of docs/ that follow from code
 	@$(BIN)/python -m docs.generate
+
+pictures: setup ## play the console's story in Chromium and keep its pictures in docs/pictures
+	@mkdir -p docs/pictures
+	@CONSOLE_PICTURES=docs/pictures $(BIN)/pytest tests/faults/test_console.py -k browser -p no:randomly $(ARGS)
 
 bench: setup ## measure every operation, and sign-in beside the bare hash
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -23,3 +23,12 @@ async def require_another_admin(connection: Connection, user_id: UUID) -> None:
     await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
     if not await connection.fetchval(_ANOTHER, user_id):  # a statement of its own: it sees what was committed meanwhile
         raise StateConflict
+
+
+async def has_admin(connection: Connection) -> bool:
+    """Is there anybody who could sign in as an admin?"""
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM users WHERE role = 'admin' AND status = 'active' AND email_verified)"
+        )
+    )

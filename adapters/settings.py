@@ -129,6 +129,18 @@ class Settings(BaseSettings):
         description="where traces go, by OTLP over HTTP; needs the extra `otel`",
         examples=["http://localhost:4318"],
     )
+    console_port: int = Field(default=9091, ge=0, le=65535, description="the console; 0 is a free one")
+    console_host: Line = Field(default="127.0.0.1", description="address that the console listens on")
+    console_url: str | None = Field(
+        default=None,
+        description="where browsers reach the console, if not on loopback: it answers to no other host",
+        examples=["https://users-console.example.com"],
+    )
+    console_nats_url: SecretStr | None = Field(
+        default=None,
+        description="NATS, with an operator's credentials; the console asks for everything as an operator",
+        examples=["tls://operator:password@host:4222"],
+    )
     environment: Line = Field(default="production", description="named in health replies and logs")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
     log_format: Literal["auto", "json", "text"] = Field(
@@ -305,13 +317,15 @@ class Settings(BaseSettings):
             raise ValueError("must look like 5/900 (tries/seconds)")
         return {"tries_max": found[1], "window_s": found[2]}
 
-    @field_validator("nats_url", "database_url", "database_owner_url", "redis_url")
+    @field_validator("nats_url", "console_nats_url", "database_url", "database_owner_url", "redis_url")
     @classmethod
     def _a_safe_server(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         """Mail is not asked here: an `smtp:` server elsewhere than on loopback must offer STARTTLS, or gets none."""
         url = value.get_secret_value() if value else ""
         schemes = _SCHEMES[str(info.field_name)]
-        if (info.field_name == "database_owner_url" and not url) or (info.field_name == "redis_url" and url == "none"):
+        if (info.field_name in {"database_owner_url", "console_nats_url"} and not url) or (
+            info.field_name == "redis_url" and url == "none"
+        ):
             return value if url else None
         if not is_well_formed(url, schemes, hostless="postgresql" in schemes):
             raise ValueError(f"must read {cls.model_fields[str(info.field_name)].examples[0]}")  # type: ignore[index]
@@ -354,6 +368,19 @@ class Settings(BaseSettings):
             raise ValueError("must read https://host, with a path if need be, and nothing behind it")
         url = urlsplit(value)
         if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
+            raise ValueError("must be https except on loopback")
+        return value
+
+    @field_validator("console_url")
+    @classmethod
+    def _an_origin(cls, value: str | None) -> str | None:
+        """Cookies and the policy of its pages belong to a host, so it has one to itself."""
+        if not value:
+            return None
+        url = urlsplit(value)
+        if not is_well_formed(value, frozenset({"http", "https"})) or re.search(r"[\s?#@]", value) or url.path:
+            raise ValueError("must read https://host or https://host:port, and nothing behind it")
+        if url.scheme != "https" and url.hostname not in LOOPBACK:
             raise ValueError("must be https except on loopback")
         return value
 
@@ -413,6 +440,7 @@ def read_what_is_good(**overrides: object) -> tuple[Settings, dict[str, list[str
 
 _SCHEMES = {
     "nats_url": frozenset({"nats", "tls", ""}),
+    "console_nats_url": frozenset({"nats", "tls", ""}),
     "database_url": frozenset({"postgresql", "postgres"}),
     "database_owner_url": frozenset({"postgresql", "postgres"}),
     "redis_url": frozenset({"redis", "rediss"}),

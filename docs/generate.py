@@ -84,7 +84,8 @@ force. Rates are `tries/seconds`. A variable that is not listed here is ignored.
 """
 _SETTINGS_END = """\
 `user-service create-admin` also reads `USER_SERVICE_ADMIN_PASSWORD`; without it, it asks. `user-service dev` sets the
-four server addresses and the key file itself, and takes a free port where `HTTP_PORT` is not set."""
+four server addresses and the key file itself, and takes a free port where `HTTP_PORT` or
+`USER_SERVICE_CONSOLE_PORT` is not set."""
 
 
 def operations_page() -> str:

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import TracebackType
 
 import structlog
@@ -42,6 +41,8 @@ from contracts.api import OPERATIONS
 from domain.session import Standing
 from handlers.activity import Activity
 from handlers.answer_steps import AnswerSteps
+from handlers.clock import now
+from handlers.console.app import Wishes, console_beside
 from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
@@ -68,6 +69,8 @@ from handlers.vitals import Vitals, http_routes, http_server
 log = structlog.get_logger()
 
 GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
+"""What `run` starts where no group is named."""
+ALL_GROUPS = (*GROUPS, "console")
 DRAIN_S = 7.0
 """How long a stop waits for requests and deliveries in work."""
 _CANCELS_MAX = 5
@@ -110,11 +113,6 @@ class Gaps:
             hear()
 
 
-def now() -> datetime:
-    """The clock: aware, in UTC."""
-    return datetime.now(UTC)
-
-
 async def serve(
     settings: Settings,
     keys: Keys,
@@ -124,6 +122,7 @@ async def serve(
     on_ready: Callable[[int | None], Awaitable[None]],
     pages: Sequence[BaseRoute] = (),
     with_http: bool = True,
+    wishes: Wishes | None = None,
 ) -> None:
     """Run groups until `stop`; `on_ready` is told the HTTP port once all of them serve.
 
@@ -147,6 +146,12 @@ async def serve(
             routes = [*http_routes(means.vitals.check, means.metrics.registry), *pages]
             port = await stack.enter_async_context(
                 http_server(routes, host=settings.http_host, port=settings.http_port)
+            )
+        if "console" in groups:
+            await stack.enter_async_context(
+                console_beside(
+                    settings, means.database, means.personal, means.vitals.check, loops.start, wishes, on_closed
+                )
             )
         await on_ready(port)
         await _either(stop, closed)

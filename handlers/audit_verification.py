@@ -23,7 +23,7 @@ from adapters.seal_keys import SealKeys
 from contracts.events import EVENTS
 from domain.audit_chain import Seal, digest_of
 from domain.audit_walk import Fault, Walk, forgery
-from handlers.app import now
+from handlers.clock import now
 from handlers.events.audit import action_of
 from handlers.operators import operator
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of, written
 from handlers.audit_command import audit_app
+from handlers.console_command import console, require_console
 from handlers.dev_commands import dev_app
 from handlers.event_commands import events_app
 from handlers.key_commands import keys_app
@@ -47,6 +48,7 @@ app.add_typer(events_app, name="events")
 app.add_typer(keys_app, name="keys")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(users_app, name="users")
+app.command()(console)
 app.command()(login)
 app.command()(logout)
 app.command()(scrub)
@@ -88,21 +90,26 @@ def main() -> None:
 @app.command()
 def run(
     groups: Annotated[
-        list[str] | None, typer.Argument(help="requests relay email audit cache jobs; default: all")
+        list[str] | None,
+        typer.Argument(help="requests relay email audit cache jobs console; default: all but the console"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, under one supervisor.")] = 1,
 ) -> None:
     """Run the service, or some of its groups, on the servers that the environment names."""
     from adapters.telemetry import set_up_logs
-    from handlers.app import GROUPS, Ended, serve
+    from handlers.app import ALL_GROUPS, GROUPS, Ended, serve
     from handlers.groups import GroupIsSilent
     from handlers.supervisor import supervise
     from handlers.vitals import PortTaken
 
-    unknown = sorted(set(groups or ()) - set(GROUPS))
+    unknown = sorted(set(groups or ()) - set(ALL_GROUPS))
     if unknown:
-        raise typer.BadParameter(f"no such group: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+        raise typer.BadParameter(f"no such group: {', '.join(unknown)}; there are {', '.join(ALL_GROUPS)}")
+    if workers > 1 and "console" in (groups or ()):
+        raise typer.BadParameter("who is signed in at the console is known to one process: run it by itself")
     settings = read_settings()
+    if "console" in (groups or ()):
+        require_console(settings)
     keys = _keys(settings)
     set_up_logs(settings.log_level, settings.environment, settings.log_format)
     chosen = tuple(groups or GROUPS)
@@ -283,7 +290,7 @@ def _row(name: str, settings: Settings, faults: list[str]) -> dict[str, str]:
     """What there is to say about a setting; of a wrong one, the value as it was written."""
     field = Settings.model_fields[name]
     value = os.environ.get(variable_of(name), "") if faults else written(getattr(settings, name))
-    is_secret = "url" in name and name != "public_url" and value not in {"", "none"}
+    is_secret = "url" in name and name not in {"public_url", "console_url"} and value not in {"", "none"}
     return {
         "variable": variable_of(name),
         "default": "none, it must be set" if field.is_required() else written(field.default),

@@ -7,10 +7,12 @@ import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import asyncpg
 import structlog
+from pydantic import SecretStr
 
 from adapters.bus_client import BusFailure, bus_client, request
 from adapters.embedded import Addresses, EmbeddedServers
@@ -23,7 +25,10 @@ from adapters.personal_data import PersonalData
 from adapters.postgres import Database, role_of
 from adapters.private_files import write_private
 from adapters.settings import Settings, read_settings
-from handlers.app import GROUPS, serve
+from handlers.app import ALL_GROUPS, serve
+from handlers.console.app import Served, Wishes
+from handlers.console.first_admin import KnownAdmin
+from handlers.console.inbox import inbox_routes
 from handlers.operators import NewAdmin, create_admin
 from handlers.pages import Ask, link_pages
 
@@ -40,6 +45,7 @@ class Ready:
     smtp_url: str
     mail_dir: Path
     http_url: str
+    console: Served
     admin_password: str
 
     def as_json(self) -> str:
@@ -54,6 +60,7 @@ class Ready:
                 "smtpUrl": self.smtp_url,
                 "mailDir": str(self.mail_dir),
                 "httpUrl": self.http_url,
+                "consoleUrl": self.console.url,
                 "admin": {"email": ADMIN_EMAIL, "password": self.admin_password},
             },
             indent=2,
@@ -82,14 +89,22 @@ async def dev(data_dir: Path, ready_file: Path, *, stop: asyncio.Event, say: Cal
 
         pages = link_pages(_asking(servers.addresses.nats_urls["gateway"]))
 
+        consoles: list[Served] = []
+        wishes = Wishes(
+            consoles.append,
+            known=KnownAdmin(ADMIN_EMAIL, SecretStr(admin_password)),
+            inbox=partial(inbox_routes, mail_dir=mail_dir),
+        )
+
         async def on_ready(port: int | None) -> None:
             if stop.is_set():
                 return
-            ready = Ready(servers.addresses, sink.url, mail_dir, f"http://127.0.0.1:{port}", admin_password)
+            http_url = f"http://127.0.0.1:{port}"
+            ready = Ready(servers.addresses, sink.url, mail_dir, http_url, consoles[0], admin_password)
             write_private(ready_file, ready.as_json())
             say(greeting(ready, ready_file))
 
-        await serve(settings, keys, GROUPS, stop=stop, on_ready=on_ready, pages=pages)
+        await serve(settings, keys, ALL_GROUPS, stop=stop, on_ready=on_ready, pages=pages, wishes=wishes)
 
 
 def _require_free_port(wanted: str | None) -> None:
@@ -113,6 +128,8 @@ def _settings(servers: EmbeddedServers, sink: MailSink) -> Settings:
         redis_url=found.redis_url or "none",
         smtp_url=sink.url,
         http_port=port,
+        console_port=os.environ.get("USER_SERVICE_CONSOLE_PORT") or servers.state.port("console"),
+        console_nats_url=found.nats_urls["operator"],
         public_url=os.environ.get("PUBLIC_URL", f"http://127.0.0.1:{port}"),
         environment=os.environ.get("USER_SERVICE_ENVIRONMENT", "development"),
         keys_file=None,
@@ -187,6 +204,8 @@ user-service is ready.
   Valkey      {redis}
   mail        {ready.mail_dir}
   HTTP        {ready.http_url}   /health  /health/ready  /metrics
+  console     {ready.console.url}   (this link lets you in, once, for 15 minutes:)
+              {ready.console.first_link}
   admin       {ADMIN_EMAIL}   (password and all URLs: {ready_file})
 
 Try it from another terminal in this folder:

@@ -21,7 +21,7 @@ from contracts.wire import Empty
 from domain.password import own_words
 from domain.refusals import WeakPassword
 from domain.user import User, UserId
-from handlers.app import now
+from handlers.clock import now
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from adapters.postgres import Connection, Database
 from contracts.transfer import ImportedUser, RefusedLine
 from domain.password import NO_PASSWORD
 from domain.user import User, UserId
-from handlers.app import now
+from handlers.clock import now
 from handlers.envelope import faults_of
 from handlers.operators import operator
 

@@ -136,7 +136,9 @@ class _Uvicorn(uvicorn.Server):
 
 
 @asynccontextmanager
-async def http_server(routes: list[BaseRoute], *, host: str, port: int) -> AsyncIterator[int]:
+async def http_server(
+    routes: list[BaseRoute], *, host: str, port: int, variable: str = "HTTP_PORT"
+) -> AsyncIterator[int]:
     """Serve while the block lasts; yields the port, which is a free one where 0 was asked. Raises `PortTaken`."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,7 +147,7 @@ async def http_server(routes: list[BaseRoute], *, host: str, port: int) -> Async
         listener.listen()  # whoever is told the port may connect at once
     except OSError as error:
         listener.close()
-        raise PortTaken(f"HTTP port {port} on {host} is taken: set HTTP_PORT to another ({error.strerror})") from error
+        raise PortTaken(f"HTTP port {port} on {host} is taken: set {variable} to another ({error.strerror})") from error
     config = uvicorn.Config(
         Starlette(routes=routes), lifespan="off", log_config=None, access_log=False, server_header=False,
         limit_concurrency=100, timeout_graceful_shutdown=2,

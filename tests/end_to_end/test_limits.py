@@ -1,11 +1,13 @@
 """Rate limits as a gateway meets them; every test has addresses and sources of its own."""
 
 import asyncio
+import re
 from collections.abc import Awaitable
 from uuid import UUID
 
 import pytest
 
+from tests.console import browser
 from tests.gateway import PASSWORD, Gateway, Reply, database, new_email
 from tests.program import Dev, eventually
 
@@ -143,3 +145,13 @@ async def test_a_fresh_key_for_every_try_is_no_way_around_a_limit(limited_client
         headers = {"Client-Ip": "192.0.2.30", "Idempotency-Key": f"a-key-of-{email}-{number}"}
         codes.append((await limited_client.call("auth.login", headers=headers, email=email, password=WRONG)).code)
     assert codes == ["INVALID_CREDENTIALS"] * 5 + ["RATE_LIMITED"]
+
+
+async def test_the_console_holds_nobody_back_less(limited: Dev, limited_client: Gateway) -> None:
+    email = await limited_client.verified()
+    async with browser(limited.ready["consoleUrl"]) as guesser:
+        for _ in range(5):
+            assert (await guesser.sign_in(email, WRONG)).said == "Email or password is wrong."
+        page = await guesser.sign_in(email, PASSWORD)
+    assert page.status == 401
+    assert re.fullmatch(r"Too many requests; wait and try again. Try again in \d+ s.", page.said)
