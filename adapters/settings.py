@@ -415,8 +415,13 @@ def read_settings(**overrides: object) -> Settings:
     """Settings from the environment; raises `BadSettings` with every fault by its variable's name."""
     settings, faults = read_what_is_good(**overrides)
     if faults:
-        raise BadSettings("\n".join(f"{variable_of(name)}: {fault}" for name in faults for fault in faults[name]))
+        raise BadSettings("\n".join(lines_of(faults)))
     return settings
+
+
+def lines_of(faults: dict[str, list[str]]) -> list[str]:
+    """What is wrong, as an operator reads it: a line for each fault, with its variable's name."""
+    return [f"{variable_of(name)}: {fault}" for name in faults for fault in faults[name]]
 
 
 def read_what_is_good(**overrides: object) -> tuple[Settings, dict[str, list[str]]]:

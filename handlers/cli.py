@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from adapters.settings import BadSettings, Settings, read_settings, read_what_is_good, variable_of, written
+from adapters.settings import BadSettings, Settings, lines_of, read_what_is_good, variable_of, written
 from handlers.audit_command import audit_app
 from handlers.console_command import console, require_console
 from handlers.dev_commands import dev_app
@@ -107,10 +107,9 @@ def run(
         raise typer.BadParameter(f"no such group: {', '.join(unknown)}; there are {', '.join(ALL_GROUPS)}")
     if workers > 1 and "console" in (groups or ()):
         raise typer.BadParameter("who is signed in at the console is known to one process: run it by itself")
-    settings = read_settings()
+    settings, keys = _settings_and_keys()
     if "console" in (groups or ()):
         require_console(settings)
-    keys = _keys(settings)
     set_up_logs(settings.log_level, settings.environment, settings.log_format)
     chosen = tuple(groups or GROUPS)
 
@@ -222,8 +221,7 @@ def create_admin(
     from handlers.operators import NewAdmin, Unacceptable, checked
     from handlers.operators import create_admin as make_admin
 
-    settings = read_settings()
-    keys = _keys(settings)
+    settings, keys = _settings_and_keys()
     password = os.environ.get("USER_SERVICE_ADMIN_PASSWORD") or typer.prompt(
         "Password", hide_input=True, confirmation_prompt=True
     )
@@ -298,6 +296,20 @@ def _row(name: str, settings: Settings, faults: list[str]) -> dict[str, str]:
         "meaning": field.description or "",
         "fault": "; ".join(faults),
     }
+
+
+def _settings_and_keys() -> tuple[Settings, "Keys"]:
+    """Raises `BadSettings` with every fault of both, so that nobody mends one to be told of the next."""
+    settings, faults = read_what_is_good()
+    lines = lines_of(faults)
+    try:
+        if "keys_file" not in faults:
+            keys = _keys(settings)
+            if not lines:
+                return settings, keys
+    except Failure as fault:
+        lines.append(str(fault))
+    raise BadSettings("\n".join(lines))
 
 
 def _keys(settings: Settings) -> "Keys":

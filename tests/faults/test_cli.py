@@ -30,7 +30,17 @@ def require_one_line(err: str, *words: str) -> None:
 async def test_run_lists_every_missing_setting_at_once() -> None:
     code, _, err = await command("run")
     assert code == 1
-    assert {line.split(":")[0] for line in err.splitlines()} == {"NATS_URL", "DATABASE_URL", "REDIS_URL", "SMTP_URL"}
+    missing = {"NATS_URL", "DATABASE_URL", "REDIS_URL", "SMTP_URL", "USER_SERVICE_KEYS_FILE"}
+    assert {line.split(":")[0] for line in err.splitlines()} == missing
+
+
+async def test_run_lists_faults_of_settings_and_key_file_together(house: House) -> None:
+    code, _, err = await house.command(
+        "run", USER_SERVICE_KEYS_FILE=str(house.base / "absent.json"), USER_SERVICE_POOL_MAX="many", HTTP_PORT="-1"
+    )
+    assert code == 1
+    assert {line.partition(":")[0] for line in err.splitlines()[:2]} == {"HTTP_PORT", "USER_SERVICE_POOL_MAX"}
+    assert "absent.json" in err.splitlines()[2]
 
 
 async def test_config_shows_values_as_they_are_written_and_what_is_wrong_with_them(house: House) -> None:
