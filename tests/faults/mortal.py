@@ -15,7 +15,7 @@ VARIABLE = "DIES_AT"
 
 
 def make_mortal(point: str) -> None:
-    """Have this process killed by SIGKILL where the point says, the first time it comes there."""
+    """Have this process killed by SIGKILL where the point says, the first time it comes there with something to do."""
     when, module, name = point.split()
     owner: Any = importlib.import_module(module)
     *outer, name = name.split(".")
@@ -25,12 +25,16 @@ def make_mortal(point: str) -> None:
 
 
 def _dying(function: Callable[..., Any], when: str) -> Callable[..., Any]:
+    answers = function.__annotations__.get("return") is not None
+
     @functools.wraps(function)
     async def act(*args: object, **options: object) -> object:
-        if when == "before":
+        is_idle = bool(args) and args[-1] == []  # it polls, and there is nothing to be done
+        if when == "before" and not is_idle:
             _die()
         result = await function(*args, **options)
-        _die()
+        if when == "after" and not is_idle and (result or not answers):
+            _die()
         return result
 
     assert asyncio.iscoroutinefunction(function), function

@@ -60,13 +60,13 @@ REPLAY = (
     "after adapters.smtp Mailer.send",
     "before handlers.delivery mark_done",
     "after handlers.delivery mark_done",
-    "before nats.aio.msg Msg.ack",
-    "after nats.aio.msg Msg.ack",
-    "before handlers.replays settle",
+    "after handlers.delivery Deliverer._do",
     "after handlers.replays settle",
     "before handlers.replays end_job",
     "after handlers.replays end_job",
 )
+
+BEFORE_A_MAIL = REPLAY[:5]
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(120)]
 
@@ -177,7 +177,8 @@ async def test_a_worker_killed_at_a_step_of_a_replay_leaves_an_outcome_for_each(
             begun = await client.call("admin.dead-letters.replay", access=admin, headers=headers, **asked)
             job = await ended(client, admin, begun.data["jobId"])
             assert (job["state"], job["done"] + job["alreadyHandled"]) == ("done", USERS), job
-            await all_stands(house, ledger, server, twice_max=USERS if "smtp" in point or "mark_done" in point else 0)
+            # A mail that was in the server's hands at the kill, and not written down yet, may go out once more.
+            await all_stands(house, ledger, server, twice_max=0 if point in BEFORE_A_MAIL else USERS)
 
 
 async def ids_of(house: House, ledger: Ledger) -> list[str]:
