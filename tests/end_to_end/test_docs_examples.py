@@ -162,5 +162,5 @@ async def _until_said(process: asyncio.subprocess.Process, wanted: str) -> None:
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
     process.send_signal(signal.SIGINT)  # Ctrl-C
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await process.communicate()

@@ -80,11 +80,13 @@ async def test_whose_hash_came_from_elsewhere_is_not_told_by_time(tmp_path: Path
             assert reply.code == "INVALID_CREDENTIALS"
             return asyncio.get_running_loop().time() - began
 
-        async def waits_for_it() -> bool:
-            return await took_s(new_email()) > 0.18
-
-        await eventually(waits_for_it, within_s=20, what="the service to know of the hash")
-        known, unknown = [await took_s(email) for _ in range(5)], [await took_s(new_email()) for _ in range(5)]
         async with database(running.ready) as rows:
             cost_s = await rows.fetchval("SELECT max(took_ms) FROM foreign_hashes") / 1000
-    assert min(*known, *unknown) >= max(0.2, 3 * cost_s)
+        least_s = max(0.2, 3 * cost_s)
+
+        async def waits_for_it() -> bool:
+            return min([await took_s(new_email()) for _ in range(3)]) >= least_s
+
+        await eventually(waits_for_it, within_s=30, what="the service to know of the hash")
+        known, unknown = [await took_s(email) for _ in range(5)], [await took_s(new_email()) for _ in range(5)]
+    assert min(*known, *unknown) >= least_s

@@ -72,7 +72,7 @@ async def test_imported_users_sign_in_with_the_passwords_they_had_and_nobody_is_
                 ("UserRegistered", 1), ("EmailVerified", 2),
             ]  # fmt: skip
 
-        await eventually(announced, within_s=20, what="the events of an imported user")
+        await eventually(announced, within_s=40, what="the events of an imported user")
         assert not any(client.mails_to(str(line["email"])) for line in wanted)
 
 

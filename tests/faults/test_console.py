@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Locator, Page, async_playwright, expect
 
 from tests.console import Browser, browser
 from tests.faults.house import ADMIN_EMAIL, ADMIN_PASSWORD, House, Run
@@ -188,12 +188,17 @@ async def sign_in(page: Page, url: str) -> None:
     await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
 
 
+def the_cause(page: Page) -> Locator:
+    """Its row: other mails than those of the story may have been refused meanwhile."""
+    return page.get_by_role("row").filter(has_text="the mailbox").filter(has_text="EmailVerificationRequested")
+
+
 async def look_at_everything(page: Page) -> None:
     """The overview: health, groups, charts, and that letters wait."""
     await page.get_by_role("link", name="Overview").click()
     await expect(page.locator("#charts canvas")).to_have_count(3, timeout=20_000)
     await expect(page.locator("#now")).to_contain_text("email")
-    await expect(page.get_by_role("row").filter(has_text="the mailbox")).to_contain_text("20")
+    await expect(the_cause(page)).to_contain_text("20")
     if PICTURES:
         await page.wait_for_timeout(15_000)  # for lines worth a picture
     await picture(page, "overview", whole=True)
@@ -202,7 +207,7 @@ async def look_at_everything(page: Page) -> None:
 
 async def look_at_the_letters(page: Page) -> None:
     """By cause, as a list, one whole."""
-    await expect(page.get_by_role("row").filter(has_text="the mailbox")).to_contain_text("20")
+    await expect(the_cause(page)).to_contain_text("20")
     await picture(page, "causes")
     await require_a_phone_shows_it(page)
     await page.get_by_role("link", name="20", exact=True).first.click()

@@ -143,7 +143,7 @@ async def test_a_full_stream_of_letters_holds_them_back_counts_them_and_loses_no
         return figure(metrics, "dead_letters_unannounced") == 0
 
     async with announcing(database, bus):
-        await eventually(all_are_told, within_s=10, what="the others to be announced")
+        await eventually(all_are_told, within_s=30, what="the others to be announced")
     await figures.read_streams()
     assert (figure(metrics, "stream_bytes", stream=LETTERS_STREAM) or 0) > 1_800_000
     assert {name for name in EVENT_GROUPS if figure(metrics, "event_consumer_pending", group=name) is not None} == set(
