@@ -81,7 +81,7 @@ async def test_whose_hash_came_from_elsewhere_is_not_told_by_time(tmp_path: Path
             return asyncio.get_running_loop().time() - began
 
         async with database(running.ready) as rows:
-            cost_s = await rows.fetchval("SELECT max(took_ms) FROM foreign_hashes") / 1000
+            cost_s = float(await rows.fetchval("SELECT max(took_ms) FROM foreign_hashes")) / 1000
         least_s = max(0.2, 3 * cost_s)
 
         async def waits_for_it() -> bool:
