@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from statistics import median
 
 import pytest
+import pytest_asyncio
 
 from tests.faults.house import SERVERS, House
 from tests.faults.ledger import (
@@ -31,6 +32,13 @@ WHOLE_S_MAX = 20.0
 TOOK: dict[str, list[float]] = {}
 
 pytestmark = pytest.mark.soak
+
+
+@pytest_asyncio.fixture
+async def house(_house: House) -> AsyncIterator[House]:
+    """With the streams of the seed before: `events verify` looks at all there is."""
+    yield _house
+    await _house.heal()
 
 
 @asynccontextmanager
@@ -60,8 +68,7 @@ async def whole_again_s(house: House, callers: Callers) -> float:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_each_server_dies_and_sleeps_and_nothing_acknowledged_is_lost(_house: House, seed: int) -> None:
-    house = _house  # with the streams of the seed before: `events verify` looks at all there is
+async def test_each_server_dies_and_sleeps_and_nothing_acknowledged_is_lost(house: House, seed: int) -> None:
     faults = [(who, how) for who in (*SERVERS, "mail") for how in ("SIGKILL", "SIGSTOP")]
     random.Random(seed).shuffle(faults)
     callers = Callers(house, seed)
