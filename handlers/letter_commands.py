@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,16 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from handlers.own_session import Operator, operator_on
-from handlers.terminal import AsJson, ReadyFile, nats_url_of, run_to_end
+from handlers.terminal import AsJson, ReadyFile, Token, nats_url_of, run_to_end
+from handlers.timeline_command import line_of
 
+AROUND = timedelta(minutes=10)
+"""So long after a letter's time its user's timeline is shown."""
+STEPS_SHOWN = 20
 letters_app = typer.Typer(no_args_is_help=True, help="Understand, replay, discard and restore dead letters.")
 jobs_app = typer.Typer(no_args_is_help=True, help="Look after replays.")
 letters_app.add_typer(jobs_app, name="jobs")
 
-Token = Annotated[
-    str | None,
-    typer.Option(envvar="USER_SERVICE_TOKEN", help="Access token; default: who signed in by `user-service login`."),
-]
 Group = Annotated[str | None, typer.Option(help="Of one group: email, audit, cache.")]
 Type = Annotated[str | None, typer.Option(help="Of one event type, such as UserRegistered.")]
 User = Annotated[str | None, typer.Option(help="Of one user, by id.")]
@@ -86,12 +87,24 @@ def show(
     letter: Annotated[str, typer.Argument(help="A letter, by its id.")],
     token: Token = None, as_json: AsJson = False, ready_file: ReadyFile = None,
 ) -> None:  # fmt: skip
-    """Show one letter whole: headers, exact bytes, every attempt's error, what was replayed before."""
+    """Show one letter whole: headers, exact bytes, every attempt's error, what was replayed before; then what else
+    happened to its user around it."""
 
-    def tell(reply: Any) -> None:  # noqa: ANN401 - JSON
-        out.print_json(json.dumps(reply["data"]["letter"], ensure_ascii=False))
+    async def act(operator: Operator) -> None:
+        whole = await operator.call("admin.dead-letters.get", {"letterId": letter})
+        found, steps = whole["data"]["letter"], []
+        if found["userId"] is not None:
+            until = datetime.fromisoformat(found["createdAt"]) + AROUND
+            asked: dict[str, object] = {"userId": found["userId"], "before": until.isoformat(), "limit": STEPS_SHOWN}
+            steps = (await operator.call("admin.timeline.get", asked))["data"]
+        if as_json:
+            typer.echo(json.dumps(whole | {"timeline": steps}, ensure_ascii=False))
+            return
+        out.print_json(json.dumps(found, ensure_ascii=False))
+        for step in steps:
+            typer.echo(line_of(step))
 
-    _ask("admin.dead-letters.get", {"letterId": letter}, tell, token=token, as_json=as_json, ready_file=ready_file)
+    _run(act, token=token, ready_file=ready_file)
 
 
 @letters_app.command("replay")

@@ -17,6 +17,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 ReadyFile = Annotated[Path | None, typer.Option(help="Ready file of `dev`; default: ready.json in its data directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar="USER_SERVICE_TOKEN", help="Access token; default: who signed in by `user-service login`."),
+]
 DEFAULT_DIR = Path(".dev")
 
 

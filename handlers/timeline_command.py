@@ -6,9 +6,8 @@ from uuid import UUID
 
 import typer
 
-from handlers.letter_commands import Token
 from handlers.own_session import operator_on
-from handlers.terminal import AsJson, ReadyFile, nats_url_of, run_to_end
+from handlers.terminal import AsJson, ReadyFile, Token, nats_url_of, run_to_end
 
 
 def timeline(
@@ -32,7 +31,7 @@ def timeline(
             typer.echo(json.dumps(reply, ensure_ascii=False))
             return
         for step in reply["data"]:
-            typer.echo(_line(step))
+            typer.echo(line_of(step))
         if reply["pagination"]["hasNext"]:
             typer.echo(f"older: --before {reply['data'][0]['at']}")
 
@@ -46,7 +45,8 @@ def _named(of: str) -> dict[str, object]:
         return {"requestId": of}
 
 
-def _line(step: dict[str, Any]) -> str:
+def line_of(step: dict[str, Any]) -> str:
+    """A step as people read it."""
     what = f"v{step['version']} {step['type']}" if step["version"] else f"request {step['requestId']}"
     where = f" [{step['group']}]" if step["group"] else ""
     letter = f"  letter {step['letterId']}" if step["letterId"] else ""

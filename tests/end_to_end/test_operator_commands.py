@@ -1,9 +1,11 @@
 """What an operator types: signed in once, letters and timelines are looked at as whoever signed in."""
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.gateway import Gateway, new_email
+from tests.gateway import Gateway, database, new_email
 from tests.program import Dev, command
 
 
@@ -30,9 +32,34 @@ async def test_an_operator_signs_in_looks_and_signs_out(dev: Dev, client: Gatewa
     code, _, err = await command("dead-letters", "show", "0192f0c1-8d2e-7b5a-9c3d-1e2f3a4b5c6d", *at, env=home)
     assert (code, "NOT_FOUND" in err) == (1, True), err
 
+    async with a_letter(dev, email) as letter_id:
+        code, out, err = await command("dead-letters", "show", letter_id, *at, env=home)
+        assert code == 0, err
+        assert "550 no such mailbox" in out
+        assert "v1 UserRegistered" in out.rpartition("}")[2], "what else happened to the user stands below it"
+
     sessions = json.loads(kept.read_text())
     (server,) = sessions
     kept.write_text(json.dumps({server: sessions[server] | {"accessToken": "a.b.c"}}))
     assert (await command("dead-letters", "list", *at, env=home))[0] == 0, "an access token that is over is renewed"
     assert (await command("logout", *at, env=home))[0] == 0
     assert (await command("dead-letters", "list", *at, env=home))[0] == 1
+
+
+@asynccontextmanager
+async def a_letter(dev: Dev, email: str) -> AsyncIterator[str]:
+    """A letter of a user's first event, gone again afterwards: others count them."""
+    async with database(dev.ready) as rows:
+        letter_id = await rows.fetchval(_LETTER, email)
+        try:
+            yield str(letter_id)
+        finally:
+            await rows.execute("DELETE FROM dead_letters WHERE id = $1", letter_id)
+
+
+_LETTER = """
+INSERT INTO dead_letters (id, group_name, event_id, n, user_id, event_type, reason, error, message, subject, body,
+    headers, attempts, deliveries, stream_sequence, announced_at)
+SELECT gen_random_uuid(), 'cache', e.id, 1, e.aggregate_id, e.type, 'attempts_exhausted', 'MailRefused',
+    '550 no such mailbox', 'x', 'x', '{}', '[]', 1, 1, now()
+FROM events e JOIN users u ON u.id = e.aggregate_id WHERE u.email = $1 AND e.version = 1 RETURNING id"""
