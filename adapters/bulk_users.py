@@ -91,6 +91,20 @@ class Progress:
     refused: int
 
 
+async def take_file(connection: Connection, file_sha256: bytes) -> bool:
+    """Keep other imports of this file out, as long as the connection is kept; False where one is at it."""
+    return bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", _number_of(file_sha256)))
+
+
+async def give_back_file(connection: Connection, file_sha256: bytes) -> None:
+    """Let others in again."""
+    await connection.fetchval("SELECT pg_advisory_unlock($1)", _number_of(file_sha256))
+
+
+def _number_of(file_sha256: bytes) -> int:
+    return int.from_bytes(file_sha256[:8], signed=True)
+
+
 async def progress_of(connection: Connection, file_sha256: bytes) -> Progress:
     """What an earlier run of the same file committed, or nothing yet."""
     row = await connection.fetchrow(

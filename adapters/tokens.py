@@ -20,7 +20,9 @@ AUDIENCE = "project5-api"
 ISSUER = "user-service"
 ACCESS_TYPE = "at+jwt"
 REFRESH_TYPE = "rt+jwt"
-_ACCESS_CLAIMS = ["exp", "iat", "nbf", "iss", "aud", "sub", "jti", "sid", "auth_time"]
+_ACCESS_CLAIMS = [
+    "exp", "iat", "nbf", "iss", "aud", "sub", "jti", "sid", "auth_time", "amr", "email", "role", "permissions",
+]  # fmt: skip
 _REFRESH_CLAIMS = ["exp", "iat", "nbf", "iss", "aud", "sub", "jti", "sessionId", "tokenFamily"]
 _TOKEN_CHARS_MAX = 4096
 _CACHED_MAX = 10_000

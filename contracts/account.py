@@ -138,7 +138,7 @@ class Exported(Wire):
 
 
 _PROOF = ("login_refused", "two_factor_refused")
-_PROVEN = ("LoginFailed", "BackupCodeUsed")
+_PROVEN = ("LoginFailed", "AccountLocked", "BackupCodeUsed")
 
 OPERATIONS = (
     Operation(

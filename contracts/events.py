@@ -92,15 +92,17 @@ class ProfileUpdated(EventData):
 
 
 class UserRoleChanged(EventData):
+    """Operators write reasons, here and below, and write of people in them."""
+
     from_: str = Field(alias="from")
     to: str
-    reason: str
+    reason: Annotated[str | None, PERSONAL]
 
 
 class UserStatusChanged(EventData):
     from_: str = Field(alias="from")
     to: str
-    reason: str
+    reason: Annotated[str | None, PERSONAL]
 
 
 class UserInvited(EventData):
@@ -120,7 +122,7 @@ class AccountLocked(EventData):
 
 
 class AccountUnlocked(EventData):
-    reason: str
+    reason: Annotated[str | None, PERSONAL]
 
 
 class PasswordResetRequested(EventData):
@@ -137,7 +139,7 @@ class PasswordChanged(EventData):
 
 
 class PasswordResetRequired(EventData):
-    reason: str
+    reason: Annotated[str | None, PERSONAL]
 
 
 class EmailChangeRequested(EventData):

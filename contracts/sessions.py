@@ -70,7 +70,7 @@ OPERATIONS = (
         caller=Caller.SIGNED_IN,
         writes=True,
         holds_secrets=True,
-        emits=("LoginFailed", "BackupCodeUsed"),
+        emits=("LoginFailed", "AccountLocked", "BackupCodeUsed"),
         audits=("reauthenticated", "login_refused", "two_factor_refused"),
     ),
     Operation(

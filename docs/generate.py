@@ -120,7 +120,23 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _mails(operation: Operation) -> list[str]:
-    return [mail.template for event in operation.emits for mail in MAILS.get(event, ())]
+    return [
+        mail.template
+        for event in operation.emits
+        for mail in MAILS.get(event, ())
+        if (operation.name, mail.template) not in _NEVER
+    ]
+
+
+# What an event says decides which of its mails go out, and an operation may say only one thing.
+_NEVER = frozenset(
+    {
+        ("auth-reset-password", "welcome"),
+        ("two-factor-disable", "two_factor_reset"),
+        ("two-factor-disable", "two_factor_reset_admins"),
+        ("admin-users-reset-two-factor", "two_factor_off"),
+    }
+)
 
 
 def _caller(operation: Operation) -> str:

@@ -16,7 +16,17 @@ from pydantic import JsonValue, ValidationError
 
 from adapters.addresses import email_key
 from adapters.audit_log import AuditRow, add_audit_row
-from adapters.bulk_users import Progress, add_users, export_page, keep_progress, progress_of, taken_among, users_counted
+from adapters.bulk_users import (
+    Progress,
+    add_users,
+    export_page,
+    give_back_file,
+    keep_progress,
+    progress_of,
+    take_file,
+    taken_among,
+    users_counted,
+)
 from adapters.event_log import EventLog, Trail
 from adapters.foreign_hashes import is_importable
 from adapters.hash_costs import note_costs
@@ -58,6 +68,13 @@ Tell = Callable[[int, int], None]
 """Told how much is done, and of how much."""
 
 
+TAKE_TRIES_MAX, TAKE_PAUSE_S = 30, 0.1
+
+
+class ImportRuns(Exception):
+    """Two runs of one file would refuse each other's lines as taken."""
+
+
 async def import_users(
     database: Database, personal: PersonalData, path: Path, *, dry_run: bool, report: Report, tell: Tell
 ) -> Imported:
@@ -65,8 +82,30 @@ async def import_users(
 
     Lines are committed in batches with how far they go: the same file given again goes on behind them. A dry run
     reads the whole file, says the same of its lines as far as that can be known, and writes nothing.
+    Raises `ImportRuns` while another run takes the same file in.
     """
     digest, size = await asyncio.to_thread(_digest_of, path), path.stat().st_size  # noqa: ASYNC240
+    async with database.connection() as kept:
+        await _take(kept, digest, path.name)
+        try:
+            return await _import(database, personal, path, digest, size, dry_run=dry_run, report=report, tell=tell)
+        finally:
+            await give_back_file(kept, digest)
+
+
+async def _take(kept: Connection, digest: bytes, name: str) -> None:
+    """Wait a little: a run that was killed lets go once its server has seen that."""
+    for _ in range(TAKE_TRIES_MAX):
+        if await take_file(kept, digest):
+            return
+        await asyncio.sleep(TAKE_PAUSE_S)
+    raise ImportRuns(f"{name} is being imported by another run")
+
+
+async def _import(
+    database: Database, personal: PersonalData, path: Path, digest: bytes, size: int, *, dry_run: bool, report: Report,
+    tell: Tell,
+) -> Imported:  # fmt: skip
     trail = Trail(request_id=f"cli-{uuid4()}")
     async with database.connection() as connection:
         before = Progress(0, 0, 0) if dry_run else await progress_of(connection, digest)
@@ -116,7 +155,7 @@ async def _import_batch(
         taken = [_taken(number) for id, (number, _) in users.items() if id not in added]
         for fault in sorted([*refused, *taken], key=lambda fault: fault.line):
             report(fault)  # before it is committed: after a crash a line is told twice rather than never
-        after = Progress(done.lines + len(batch), done.imported + len(added), done.refused + bad_lines + len(taken))
+        after = Progress(batch[-1].number, done.imported + len(added), done.refused + bad_lines + len(taken))
         if not dry_run:
             await keep_progress(connection, digest, after)
     return after
@@ -179,7 +218,7 @@ def _lines(file: BinaryIO, *, behind: int) -> Iterator[Line]:
             end += len(rest)
             whole = rest.endswith(b"\n")
         number += 1
-        if number > behind:
+        if number > behind and raw.strip():
             yield Line(number, raw.rstrip(b"\r\n"), end)
 
 

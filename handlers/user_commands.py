@@ -34,12 +34,14 @@ def import_users(
 
     Exit 1 when a line was refused.
     """
+    from handlers.transfer import ImportRuns
+    from handlers.transfer import import_users as act
+
     settings, personal = own_means(ready_file)
     done: list[Imported] = []
 
     async def work() -> None:
         from adapters.postgres import Database
-        from handlers.transfer import import_users as act
 
         database = await Database.connect(settings, name="user-service users import")
         try:
@@ -48,7 +50,7 @@ def import_users(
         finally:
             await database.close()
 
-    run_to_end(work())
+    run_to_end(work(), foreseen=(ImportRuns,))
     (found,) = done
     if as_json:
         figures = {"lines": found.lines, "imported": found.imported, "refused": found.refused, "resumed": found.resumed}

@@ -69,7 +69,7 @@ async def gone(house: Dev) -> AsyncIterator[Gone]:
 
 async def live_and_leave(house: Dev, client: Gateway) -> Gone:
     names = ("email", "moved to", "asked for", "first name", "last name", "display name", "bio", "location", "agent",
-             "device", "letter")  # fmt: skip
+             "device", "letter", "reason")  # fmt: skip
     words = {name: a_word() for name in names}
     canaries = words | {"ip": f"2001:db8:{uuid4().hex[:3]}e:7::51"}
     headers = {"User-Agent": words["agent"], "Device-Id": words["device"], "Client-Ip": canaries["ip"]}
@@ -82,6 +82,10 @@ async def live_and_leave(house: Dev, client: Gateway) -> Gone:
     user_id = registered.data["user"]["id"]
     token = token_of(await client.mail_to(email, "verify-email"))
     await client.call("auth.verify-email", headers=headers, token=token)
+    admin = await client.admin()
+    for status in ("suspended", "active"):
+        act: dict[str, Any] = {"userId": user_id, "status": status, "reason": f"{words['reason']} rang"}
+        (await client.call("admin.users.update-status", access=admin, **act)).data  # noqa: B018
     await client.call("auth.login", headers=headers, email=email, password="not it")
     login = await client.call(
         "auth.login", headers=headers | {"Idempotency-Key": uuid4().hex}, email=email, password=PASSWORD

@@ -118,6 +118,19 @@ async def test_an_import_cut_off_goes_on_and_each_user_comes_in_once(house: Dev,
     assert (again["imported"], again["resumed"]) == (6000, 6000)
 
 
+async def test_of_two_imports_of_one_file_none_refuses_what_the_other_took(house: Dev, tmp_path: Path) -> None:
+    lines = [_line() for _ in range(2000)]
+    file = _file(tmp_path / "users.jsonl", lines)
+    with file.open("a") as more:
+        more.write("\n\n")  # blank lines are no users
+    words = ("users", "import", str(file), "--json", "--ready-file", str(house.ready_file))
+    runs = await asyncio.gather(*(command(*words) for _ in range(3)))
+    done = [json.loads(out) for code, out, _ in runs if code == 0]
+    assert done
+    assert all((found["imported"], found["refused"]) == (2000, 0) for found in done)
+    assert all("by another run" in err for code, _, err in runs if code)
+
+
 async def test_what_is_exported_can_be_imported_and_an_export_goes_on(house: Dev, tmp_path: Path) -> None:
     mine, without = _line(), _line(passwordHash=None)
     await _users(house, "import", str(_file(tmp_path / "two.jsonl", [mine, without])))
