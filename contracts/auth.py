@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, SecretStr
 
 from contracts.operations import Caller, Even, Limit, Operation
 from contracts.users import Tokens, User
@@ -112,9 +112,9 @@ class Logout(Wire):
 
 
 class VerifyToken(Wire):
-    """Ask whether an access token is live."""
+    """Ask whether an access token is live. Any text may be asked about."""
 
-    token: Token
+    token: SecretStr
 
 
 class TokenVerdict(Wire):

@@ -140,6 +140,20 @@ HOSTILE: dict[str, Callable[[Forge], str]] = {
     "nested": lambda forge: jwt.encode({"x": forge.sign()}, forge.private, "EdDSA", headers=forge.header),
     **{
         f"no {claim}": lambda forge, claim=claim: forge.without(claim)  # type: ignore[misc]
-        for claim in ("exp", "iat", "nbf", "iss", "aud", "sub", "jti", "sid", "auth_time")
+        for claim in (
+            "exp",
+            "iat",
+            "nbf",
+            "iss",
+            "aud",
+            "sub",
+            "jti",
+            "sid",
+            "auth_time",
+            "amr",
+            "email",
+            "role",
+            "permissions",
+        )
     },
 }

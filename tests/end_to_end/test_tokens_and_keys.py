@@ -28,12 +28,26 @@ def _kid(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
 
 
+BODY_BYTES_MAX = 64 * 1024
+
+
+def is_text(token: str) -> bool:
+    """Halves of a pair of surrogates are none, and no request holds them."""
+    try:
+        return bool(token.encode()) or not token
+    except UnicodeEncodeError:
+        return False
+
+
 async def test_no_hostile_token_is_taken_at_any_way_in(dev: Dev, client: Gateway) -> None:
     forge = Forge(read_keys(dev.data_dir / "keys.json"))
     for name, make in HOSTILE.items():
         token = make(forge)
         verdict = await client.call("auth.verify-token", token=token)
-        assert not verdict.ok or verdict.data == {"active": False}, name
+        if is_text(token) and len(token) < BODY_BYTES_MAX // 2:
+            assert verdict.body.get("data") == {"active": False}, (name, verdict.body)
+        else:
+            assert not verdict.ok, name
         assert not (await client.call("auth.refresh", refreshToken=token)).ok, name
         try:
             reply = await client.call("me.get", access=token)
