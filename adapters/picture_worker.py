@@ -44,6 +44,12 @@ LOADED: tuple[ModuleType, ...] = (
 _CALLED = {"MPO": "JPEG"}
 
 
+# What follows a picture in its file, where that is another file too. Phones write things of their own behind a JPEG.
+_OTHER_FILES = (
+    b"pk\x03\x04", b"pk\x05\x06", b"%pdf", b"rar!", b"7z\xbc\xaf", b"\x7felf", b"mz\x90", b"#!", b"<",
+)  # fmt: skip
+
+
 class Refused(Exception):
     """The picture is none that we take; the message is a stable code."""
 
@@ -101,9 +107,80 @@ def opened(content: bytes, content_type: str) -> Image.Image:
         raise Refused("not_a_picture") from error
     if image.width * image.height > PIXELS_MAX:
         raise Refused("too_many_pixels")
-    if TYPES.get(content_type) != _CALLED.get(str(image.format), image.format):
+    kind = _CALLED.get(str(image.format), str(image.format))
+    if TYPES.get(content_type) != kind:
         raise Refused("other_type")
+    if is_another_file(content, kind):
+        raise Refused("not_a_picture")
     return image
+
+
+def is_another_file(content: bytes, kind: str) -> bool:
+    """Does another file follow the picture, so that these bytes are both? What stands in the picture's own comments is
+    not looked at: none of it is kept."""
+    behind = content[_ENDS[kind](content) :].strip(b"\x00\t\r\n ")
+    return behind.lower().startswith(_OTHER_FILES) if kind == "JPEG" else bool(behind)
+
+
+def _end_of_png(content: bytes) -> int:
+    """PNG 3, section 5.3: chunks of length, name, data and checksum, the last of which is IEND."""
+    at = 8
+    while at + 12 <= len(content):
+        name, at = content[at + 4 : at + 8], at + 12 + int.from_bytes(content[at : at + 4])
+        if name == b"IEND":
+            return at
+    return len(content)
+
+
+def _end_of_gif(content: bytes) -> int:
+    """GIF89a: blocks behind the header and its colours, until the trailer."""
+    at = 13 + _colours(content[10])
+    while at < len(content) and content[at] != 0x3B:
+        if content[at] == 0x2C and at + 10 < len(content):
+            at += 11 + _colours(content[at + 9])  # a picture: its place, its colours, the size of its codes
+        else:
+            at += 2  # an extension and its kind
+        while at < len(content) and content[at]:
+            at += 1 + content[at]
+        at += 1
+    return at + 1
+
+
+def _colours(flags: int) -> int:
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _end_of_webp(content: bytes) -> int:
+    """RFC 9649, section 2.4: the size in the header counts what follows it."""
+    return 8 + int.from_bytes(content[4:8], "little")
+
+
+def _end_of_jpeg(content: bytes) -> int:
+    """ITU T.81, annex B: segments up to the end marker; in scanned data a marker is what no zero follows."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xD9:
+            return at + 2
+        if marker == 0xFF:
+            at += 1
+        elif 0xD0 <= marker <= 0xD8 or marker == 1:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4])
+            at = _next_marker(content, at) if marker == 0xDA else at
+    return len(content) if at + 2 > len(content) or content[at : at + 2] != b"\xff\xd9" else at + 2
+
+
+def _next_marker(content: bytes, at: int) -> int:
+    while (at := content.find(b"\xff", at)) >= 0 and at + 1 < len(content):
+        if content[at + 1] != 0 and not 0xD0 <= content[at + 1] <= 0xD7:
+            return at
+        at += 2
+    return len(content)
+
+
+_ENDS = {"PNG": _end_of_png, "GIF": _end_of_gif, "WEBP": _end_of_webp, "JPEG": _end_of_jpeg}
 
 
 def encoded(square: Image.Image) -> bytes:

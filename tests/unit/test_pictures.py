@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from adapters import pictures
+from adapters.picture_worker import is_another_file
 from adapters.pictures import BadPicture, Pictures
 from domain.refusals import Overloaded
 from tests.pictures import encoded, exif, opened, picture, png_chunk, with_png_chunk
@@ -45,6 +48,44 @@ async def test_a_picture_of_any_kind_and_size_becomes_two_squares(form: str, siz
     for pixels in (256, 64):
         image = opened(found[pixels])
         assert (image.format, image.size) == ("WEBP", (pixels, pixels))
+
+
+@pytest.mark.parametrize("form", KINDS)
+@pytest.mark.parametrize(
+    "other", [b"PK\x03\x04 and a zip", b"\n<html><script>alert(1)</script>", b"%PDF-1.7", b"#!/bin/sh"]
+)
+async def test_a_picture_that_is_another_file_too_is_refused(form: str, other: bytes) -> None:
+    for progressive in (False, True) if form == "JPEG" else (False,):
+        content = picture(form=form, progressive=progressive) + other
+        assert await refusal(content, KINDS[form]) == "not_a_picture"
+
+
+@pytest.mark.parametrize("form", KINDS)
+async def test_what_pads_a_file_or_a_phone_writes_behind_its_picture_is_left_away(form: str) -> None:
+    padded = picture(form=form) + bytes(16)
+    assert await squares(padded, KINDS[form])
+    if form == "JPEG":
+        assert await squares(picture(form=form) + picture(form=form), KINDS[form])
+        assert await squares(picture(form=form) + b"\x00\x00\x00\x18ftypmp42 a film", KINDS[form])
+
+
+@pytest.mark.parametrize("form", KINDS)
+def test_where_a_picture_ends_is_found_in_any(form: str) -> None:
+    """Of all sizes and colours, animated too: the end is that of the bytes."""
+    for size in ((1, 1), (3, 1000), (300, 200), (64, 64)):
+        for mode in ("RGB", "L") if form == "JPEG" else ("RGB", "P"):
+            content = picture(size, form, mode=mode)
+            assert not is_another_file(content, form), (size, mode)
+    if form != "JPEG":
+        frames = [Image.new("RGB", (40, 30), (shade, 0, 0)) for shade in (0, 90, 180)]
+        moving = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+        assert not is_another_file(moving, form)
+        assert is_another_file(moving + b"x", form)
+
+
+@given(st.binary(max_size=400), st.sampled_from(sorted(KINDS)))
+def test_looking_for_the_end_ends_itself_whatever_the_bytes(junk: bytes, form: str) -> None:
+    assert is_another_file(picture((8, 8), form)[:14] + junk, form) in {True, False}
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr"])
@@ -109,19 +150,12 @@ def _text(secret: bytes) -> PngImagePlugin.PngInfo:
     return text
 
 
-@pytest.mark.parametrize(
-    ("form", "hidden"),
-    [
-        ("GIF", b"/*GIF*/=1;alert(document.domain)//"),
-        ("JPEG", b"PK\x03\x04 an archive PK\x05\x06" + bytes(18)),
-        ("PNG", b"<html><script>alert(1)</script></html>"),
-        ("WEBP", b"%PDF-1.7 <?php system($_GET[0]); ?>"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-async def test_of_two_files_in_one_only_the_pixels_come_out(form: str, hidden: bytes) -> None:
-    found = await squares(picture((300, 300), form) + hidden, KINDS[form])
-    for square in found.values():
+@pytest.mark.parametrize("form", ["GIF", "JPEG"])
+async def test_of_a_comment_that_is_a_program_nothing_is_kept(form: str) -> None:
+    hidden = b"*/=1;alert(document.domain)//<script>"
+    content = picture((300, 300), form, comment=hidden)
+    assert hidden in content
+    for square in (await squares(content, KINDS[form])).values():
         assert hidden not in square
         assert square.startswith(b"RIFF")
         assert int.from_bytes(square[4:8], "little") + 8 == len(square)
