@@ -20,7 +20,7 @@ PART_MIN = 3
 """From so many letters on a search finds parts of names: trigrams serve it. Fewer find beginnings alone."""
 _SHORT_MAX = 5
 """Up to so many letters have no more trigrams than there would be pieces."""
-_PIECES_MAX = 3
+_PIECES_MAX = 2
 _WORD = re.compile("[A-Za-z0-9]{3,}")
 
 
@@ -48,9 +48,12 @@ def _plain(condition: str, *values: str) -> Found:
 
 
 def _pieces(pattern: str) -> list[str]:
-    """Conditions on a few letters of the pattern in $2 each. For all of it the index would intersect the rows of every
-    three letters in a row: many lists, some of them long. Steps of two: of "annann" not "ann" alone."""
-    places = [place for run in _WORD.finditer(pattern) for place in range(run.start(), run.end() - 2, 2)]
+    """Conditions on three letters of the pattern in $2 each: of the longest word, where it begins and in its middle.
+    For all of it the index would intersect the rows of every three letters in a row: many lists, some long."""
+    places: list[int] = []
+    for run in sorted(_WORD.finditer(pattern), key=lambda run: run.start() - run.end()):
+        middle = (run.end() - run.start()) // 2 - 1
+        places += [run.start(), run.start() + middle] if middle >= 2 else [run.start()]
     return [f"u.name_key LIKE name_key('%' || substr($2, {at + 1}, 3) || '%')" for at in places[:_PIECES_MAX]]
 
 

@@ -32,9 +32,9 @@ def test_a_search_becomes_patterns(search: str, values: tuple[str, ...]) -> None
 @pytest.mark.parametrize(
     ("search", "pieces"),
     [
-        ("Lovelace", ["Lov", "vel", "lac"]),
-        ("O'Shaughnessy-Bright", ["Sha", "aug", "ghn"]),
-        ("Ada L. K. 1843", ["Ada", "184"]),
+        ("Lovelace", ["Lov", "ela"]),
+        ("O'Shaughnessy-Bright", ["Sha", "ghn"]),
+        ("Ada L. K. 1843", ["184", "Ada"]),
     ],
 )
 def test_a_long_search_asks_the_index_for_some_of_its_letters(search: str, pieces: list[str]) -> None:
