@@ -25,7 +25,7 @@ def make_mortal(point: str) -> None:
 
 
 def _dying(function: Callable[..., Any], when: str) -> Callable[..., Any]:
-    answers = function.__annotations__.get("return") is not None
+    answers = function.__annotations__.get("return") not in {None, "None"}
 
     @functools.wraps(function)
     async def act(*args: object, **options: object) -> object:
