@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from nats.errors import TimeoutError as NatsTimeout
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
@@ -21,6 +21,8 @@ PUBLISH_S = 2.0
 _FOREIGN_MAX = 100
 _FETCHED_MAX = 500
 _WAIT_S = 5.0
+_KEPT_S = 3600
+"""Between two fetches half a million rows may be walked, on a machine that is busy."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -56,13 +58,13 @@ async def publish_head(js: JetStreamContext, seal: Seal, *, behind_sequence: int
 async def read_heads(js: JetStreamContext) -> AsyncGenerator[tuple[int, Seal | None]]:
     """Every message that the stream holds now, with its sequence, and the head it is, unless it is none."""
     last = (await js.stream_info(SEALS_STREAM)).state.last_seq
-    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=30)
+    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=_KEPT_S)
     subscription = await js.pull_subscribe(SEALS_SUBJECT, stream=SEALS_STREAM, config=config)
     left = (await subscription.consumer_info()).num_pending or 0
     while left:
         try:
             messages = await subscription.fetch(min(left, _FETCHED_MAX), timeout=_WAIT_S)
-        except NatsTimeout as error:
+        except NatsError as error:
             raise BusFailure("the stream of published heads does not give them all") from error
         for message in messages:
             if message.metadata.sequence.stream <= last:

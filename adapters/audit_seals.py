@@ -71,14 +71,15 @@ async def last_seal(connection: Connection) -> Seal | None:
 
 
 async def add_seal(
-    connection: Connection, *, up_to: int, published: Seal | None, sign: Callable[[bytes], str]
-) -> Seal | None:
+    connection: Connection, *, up_to: int, published: Seal | None, sign: Callable[[bytes], str],
+    is_ours: Callable[[Seal], bool],
+) -> Seal | None:  # fmt: skip
     """In the caller's transaction: seal the next rows, up to a settled position; None where there are none, or another
     process is at it."""
     if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
         return None
     last = await last_seal(connection)
-    if last is not None and not last.is_sound(await drawn_positions(connection)):
+    if last is not None and not (last.is_sound(await drawn_positions(connection)) and is_ours(last)):
         raise UnsoundSeal(f"seal {last.number}")
     link = link_behind(last, published)
     entries = [_entry(row) for row in await connection.fetch(_UNSEALED, link.position, up_to, ROWS_MAX)]

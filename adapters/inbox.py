@@ -99,22 +99,30 @@ async def error_of_attempt(connection: Connection, durable: str, event_id: UUID,
     return found
 
 
-# A letter that is open, or the event right before this one: not dealt with, and young enough to be on the stream still.
-_IS_BEHIND = """
+# What somebody else wrote onto the bus is no event of the user's, and nothing waits behind its letter.
+_BEHIND_A_LETTER = """
 SELECT EXISTS (
     SELECT FROM dead_letters d
     WHERE d.user_id = $2 AND d.group_name = $1 AND d.version < $3 AND d.state IN ('dead', 'held')
-) OR EXISTS (
+        AND d.reason <> 'unauthentic')"""
+# Young enough to be on the stream still.
+_BEHIND_AN_EVENT = """
+SELECT EXISTS (
     SELECT FROM events e
     WHERE e.aggregate_id = $2 AND e.version = $3 - 1 AND e.occurred_at > now() - $4::interval
         AND NOT EXISTS (SELECT FROM inbox i WHERE i.group_name = $1 AND i.event_id = e.id)
-        AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.group_name = $1 AND l.event_id = e.id)
-)"""
+        AND NOT EXISTS (
+            SELECT FROM dead_letters l WHERE l.group_name = $1 AND l.event_id = e.id AND l.reason <> 'unauthentic'))"""
 
 
-async def is_behind(connection: Connection, group: str, user_id: UUID, version: int) -> bool:
-    """Is there an event of this user before this version that the group has not dealt with, and may still?"""
-    return bool(await connection.fetchval(_IS_BEHIND, group, user_id, version, EVENTS_AGE))
+async def is_behind_a_letter(connection: Connection, group: str, user_id: UUID, version: int) -> bool:
+    """Does a letter of an earlier event of this user wait?"""
+    return bool(await connection.fetchval(_BEHIND_A_LETTER, group, user_id, version))
+
+
+async def is_behind_an_event(connection: Connection, group: str, user_id: UUID, version: int) -> bool:
+    """Is the user's event right before this version not dealt with, and may be still?"""
+    return bool(await connection.fetchval(_BEHIND_AN_EVENT, group, user_id, version, EVENTS_AGE))
 
 
 _ADD_LETTER = """
@@ -130,7 +138,7 @@ SELECT $1, $2, $3, 1 + (SELECT n FROM before),
     $4, $5, $6, $7, $8, $9, $10, $11, coalesce((
         SELECT jsonb_agg(jsonb_build_object('attempt', attempt, 'error', error, 'message', message, 'trace', trace,
             'at', at) ORDER BY attempt) FROM tried), '[]'),
-    $12, $13, $14, (SELECT version FROM events WHERE id = $3), $16
+    $12, $13, $14, (SELECT version FROM events WHERE id = $3 AND aggregate_id = $4), $16
 ON CONFLICT (group_name, event_id, stream, stream_sequence) DO NOTHING"""
 _IS_ERASED = "SELECT EXISTS (SELECT FROM users WHERE id = $1 AND erased_at IS NOT NULL)"
 

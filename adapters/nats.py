@@ -54,6 +54,7 @@ UPLOAD_S = 3600
 """How long an upload lies in its bucket at most."""
 _SEALS_BYTES_MAX = 512 * 1024**2
 """Some million heads, two months of one every five seconds; each vouches for all before it."""
+_HEAD_BYTES_MAX = 1024
 _RESERVED_BYTES = 8 * 1024
 ACK_WAIT_S = 15
 """How long the deliveries of a worker that died lie still; one that lives says so three times in it."""
@@ -277,6 +278,7 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
             subjects=[SEALS_SUBJECT],
             max_age=0,
             max_bytes=_SEALS_BYTES_MAX,
+            max_msg_size=_HEAD_BYTES_MAX,
             discard=DiscardPolicy.OLD,
         ),
         _bucket(base, AVATARS_BUCKET, max_age=0, max_bytes=settings.avatar_bytes_max, no_ack=False),

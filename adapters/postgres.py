@@ -3,8 +3,9 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import structlog
@@ -34,6 +35,7 @@ _GONE = (
 )
 FAILURES_MAX = 5
 PAUSE_S = 1.0
+SILENT_S = 1.0
 """After so many failures in a row the server is left alone for so long; then one caller asks, others are refused."""
 _RACED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
 
@@ -45,6 +47,7 @@ class Database:
         self._pool = pool
         self._wait_s = wait_s
         self.breaker = Breaker(failures_max=FAILURES_MAX, pause_s=PAUSE_S)
+        self._answered_at = time.monotonic()
 
     @classmethod
     async def connect(cls, settings: Settings, *, name: str = "user-service") -> "Database":
@@ -79,24 +82,42 @@ class Database:
         """
         if not self.breaker.admits():
             raise Unavailable
-        with self._judged():
-            async with self._acquired() as connection:
-                yield connection
+        async with self._judged() as connection:
+            yield connection
 
-    @contextmanager
-    def _judged(self) -> Iterator[None]:
-        """What the block tells of the server; who was called away while it waited has had no answer either."""
+    @asynccontextmanager
+    async def _judged(self) -> AsyncIterator[Connection]:
+        """A connection, and what the block with it tells of the server."""
+        began_at: float | None = None
         try:
-            yield
-        except (Unavailable, asyncio.CancelledError):
-            if self.breaker.failed():
-                log.warning("postgres is left alone for a while", pauseS=PAUSE_S)
+            async with self._acquired() as connection:
+                began_at = time.monotonic()
+                yield connection
+        except Unavailable:
+            self._failed()
+            raise
+        except asyncio.CancelledError:
+            if began_at is not None and self._is_silent_since(began_at):
+                self._failed()
             raise
         except Overloaded:
             raise  # waited for one of our connections, or for a lock: it tells nothing
         except BaseException:
-            self.breaker.succeeded()
+            self._answered()
             raise
+        self._answered()
+
+    def _is_silent_since(self, began_at: float) -> bool:
+        """Callers may have deadlines as short as they like: one who gave up tells of the server only after it has had
+        a while, and has answered nobody else in it."""
+        return time.monotonic() - began_at >= SILENT_S and self._answered_at < began_at
+
+    def _failed(self) -> None:
+        if self.breaker.failed():
+            log.warning("postgres is left alone for a while", pauseS=PAUSE_S)
+
+    def _answered(self) -> None:
+        self._answered_at = time.monotonic()
         if self.breaker.succeeded():
             log.info("postgres answers again")
 
@@ -127,9 +148,8 @@ class Database:
 
     async def probe(self) -> None:
         """Ask now, left alone or not."""
-        with self._judged():
-            async with self._acquired() as connection:
-                await connection.fetchval("SELECT 1", timeout=1)
+        async with self._judged() as connection:
+            await connection.fetchval("SELECT 1", timeout=1)
 
     @property
     def in_use(self) -> int:

@@ -54,13 +54,14 @@ _FREE = """
 SELECT d.id FROM dead_letters d
 WHERE d.state = 'held'
     AND NOT EXISTS (SELECT FROM dead_letters b WHERE b.user_id = d.user_id AND b.group_name = d.group_name
-        AND b.version < d.version AND b.state = 'dead')
+        AND b.version < d.version AND b.state = 'dead' AND b.reason <> 'unauthentic')
     AND NOT EXISTS (
         SELECT FROM dead_letters f JOIN events e ON e.aggregate_id = f.user_id AND e.version = f.version - 1
         WHERE f.user_id = d.user_id AND f.group_name = d.group_name AND f.state = 'held' AND f.version <= d.version
             AND e.occurred_at > now() - $2::interval
             AND NOT EXISTS (SELECT FROM inbox i WHERE i.group_name = f.group_name AND i.event_id = e.id)
-            AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.group_name = f.group_name AND l.event_id = e.id))
+            AND NOT EXISTS (SELECT FROM dead_letters l
+                WHERE l.group_name = f.group_name AND l.event_id = e.id AND l.reason <> 'unauthentic'))
     AND NOT EXISTS (SELECT FROM replay_items i JOIN replay_jobs j ON j.id = i.job_id
         WHERE i.letter_id = d.id AND i.outcome IS NULL AND j.state = 'running')
 ORDER BY d.created_at, d.id LIMIT $1"""
@@ -88,8 +89,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a running job has come since it was begun or resumed."""
+    """How far a job has come since it was begun or resumed."""
 
+    runs: bool
+    """Else only what was sent is waited for."""
     left: int
     """Letters without an outcome, sent or not."""
     in_flight: int
@@ -99,27 +102,34 @@ class Progress:
 
 _LEASE = """
 UPDATE replay_jobs SET leased_until = now() + $1 WHERE id = (
-    SELECT id FROM replay_jobs WHERE state = 'running' AND leased_until < now()
+    SELECT id FROM replay_jobs j WHERE leased_until < now() AND (state = 'running' OR EXISTS (
+        SELECT FROM replay_items i WHERE i.job_id = j.id AND i.outcome IS NULL AND i.sent_at IS NOT NULL))
     ORDER BY leased_until LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING id, rate, careful"""
 _RENEW = """
-UPDATE replay_jobs j SET leased_until = now() + $2 WHERE id = $1 AND state = 'running'
-RETURNING total - done - failed_again - already_handled - discarded AS left,
+UPDATE replay_jobs j SET leased_until = now() + $2 WHERE id = $1
+RETURNING state = 'running' AS runs, total - done - failed_again - already_handled - discarded AS left,
     (SELECT count(*) FROM replay_items i WHERE i.job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL) AS in_flight,
     done + failed_again + already_handled + discarded - settled_before AS settled,
     failed_again - failed_before AS failed"""
 
 
 async def lease_job(connection: Connection) -> Turn | None:
-    """A running job that nobody works on, left to the caller for a while."""
+    """A job that nobody works on, left to the caller for a while: one that runs, or one that was ended with letters on
+    their way. The one whose last turn is longest ago comes first."""
     row = await connection.fetchrow(_LEASE, LEASE)
     return None if row is None else Turn(row["id"], row["rate"], row["careful"])
 
 
 async def renew_lease(connection: Connection, job_id: UUID) -> Progress | None:
-    """Keep a job for a while longer; None when it runs no more."""
+    """Keep a job for a while longer; None when it is gone."""
     row = await connection.fetchrow(_RENEW, job_id, LEASE)
     return None if row is None else Progress(**row)
+
+
+async def give_back_job(connection: Connection, job_id: UUID) -> None:
+    """Let the next turn be anybody's, and another job's first."""
+    await connection.execute("UPDATE replay_jobs SET leased_until = now() WHERE id = $1", job_id)
 
 
 @dataclass(frozen=True, slots=True)

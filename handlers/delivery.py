@@ -23,7 +23,15 @@ from structlog.contextvars import bind_contextvars
 
 from adapters.event_log import StoredEvent, Unreadable, events_by_id, is_same
 from adapters.gathering import Gathering
-from adapters.inbox import add_letter, dealt_with_among, error_of_attempt, is_behind, mark_done, record_attempt
+from adapters.inbox import (
+    add_letter,
+    dealt_with_among,
+    error_of_attempt,
+    is_behind_a_letter,
+    is_behind_an_event,
+    mark_done,
+    record_attempt,
+)
 from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -197,7 +205,9 @@ class Deliverer:
         event, waited_s = stored.event, 0.0
         while True:
             async with self._database.connection() as connection:
-                if not await is_behind(connection, self.group, event.aggregate_id, event.version):
+                if await is_behind_a_letter(connection, self.group, event.aggregate_id, event.version):
+                    return True
+                if not await is_behind_an_event(connection, self.group, event.aggregate_id, event.version):
                     return False
             if waited_s >= IN_HAND_S:
                 return True

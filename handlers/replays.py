@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate
+from uuid import UUID
 
 import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from adapters.bounded import BoundedDict
 from adapters.event_log import StoredEvent, events_by_id
 from adapters.nats import MessageTooLarge, require_fits
 from adapters.personal_data import PersonalData
@@ -24,6 +26,7 @@ from adapters.replays import (
     Sendable,
     Turn,
     end_job,
+    give_back_job,
     give_up,
     lease_job,
     mark_sent,
@@ -38,6 +41,9 @@ from handlers.relay import headers_of
 log = structlog.get_logger()
 
 POLL_S = 1.0
+TURN_S = 3.0
+"""So long a job is worked on before another has its turn."""
+KNOWN_JOBS_MAX = 100
 HELD_MAX = 1000
 """Held letters that go on with one job."""
 BURST_S = 0.5
@@ -62,6 +68,7 @@ class Replayer:
         self._client = client
         self._personal = personal
         self._now = now
+        self._latest: BoundedDict[UUID, deque[str]] = BoundedDict(KNOWN_JOBS_MAX)
 
     async def run(self) -> None:
         while True:
@@ -70,7 +77,8 @@ class Replayer:
                     await release_held(connection, letters_max=HELD_MAX, at=self._now())
                     turn = await lease_job(connection)
                 if turn is not None:
-                    await _Round(self._database, self._client, self._personal, turn).run()
+                    latest = self._latest.setdefault(turn.job_id, deque(maxlen=LOOKED_AT))
+                    await _Round(self._database, self._client, self._personal, turn, latest).run()
                     continue
             except (Unavailable, Overloaded, Stale, NatsError, TimeoutError, OSError) as error:
                 log.warning("replays wait", error=type(error).__name__)
@@ -80,20 +88,25 @@ class Replayer:
 class _Round:
     """One process' work on one job: what it sends, and what it sees come of it."""
 
-    def __init__(self, database: Database, client: Client, personal: PersonalData, turn: Turn) -> None:
+    def __init__(
+        self, database: Database, client: Client, personal: PersonalData, turn: Turn, latest: deque[str]
+    ) -> None:
         self._database = database
         self._client = client
         self._personal = personal
         self._js = client.jetstream()
         self._turn = turn
-        self._latest: deque[str] = deque(maxlen=LOOKED_AT)
+        self._latest = latest
         self._burst_s = max(BURST_S, 1.01 / turn.rate)
         self._paid_until = time.monotonic()
 
     async def run(self) -> None:
-        """Until the job has ended, or is another's."""
-        while True:
-            if not await self._step():
+        """Until there is nothing left to do for it, or it is another's turn."""
+        over_at = time.monotonic() + max(TURN_S, 2 / self._turn.rate)
+        while await self._step():
+            if time.monotonic() > over_at:
+                async with self._database.connection() as connection:
+                    await give_back_job(connection, self._turn.job_id)
                 return
             await asyncio.sleep(STEP_S)
 
@@ -105,6 +118,8 @@ class _Round:
             progress = await renew_lease(connection, job_id)
             if progress is None:
                 return False
+            if not progress.runs:
+                return progress.in_flight > 0
             ending = self._ending(progress)
             if ending is not None:
                 await end_job(connection, job_id, *ending)

@@ -79,7 +79,9 @@ class Sealer:
     async def _seal_up_to(self, position: int) -> None:
         while True:
             async with self._database.transaction() as connection:
-                seal = await add_seal(connection, up_to=position, published=self._published, sign=self._keys.sign)
+                seal = await add_seal(
+                    connection, up_to=position, published=self._published, sign=self._keys.sign, is_ours=self._is_ours
+                )
             if seal is None:
                 return
             self._metrics.audit_seals.inc()
@@ -119,7 +121,7 @@ class Sealer:
                 )
             self._published = head or self._published
             for seal in waiting:
-                if not seal.is_sound(drawn):
+                if not (seal.is_sound(drawn) and self._is_ours(seal)):
                     log.error("a seal is none of ours, and is not published; see `audit verify`", seal=seal.number)
                     return
                 sequence = await publish_head(self._js, seal, behind_sequence=sequence)

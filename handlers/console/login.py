@@ -56,9 +56,9 @@ class Way:
         """Address and password."""
         next_path = safe_path(request.query_params.get("next", "/"))
 
-        async def act(form: Form, cookie: str) -> Response:
+        async def act(form: Form, _: str) -> Response:
             body = {"email": form.get("email", "").strip(), "password": form.get("password", "")}
-            return await self._sign_in(request, cookie, body, next_path)
+            return await self._sign_in(request, body, next_path)
 
         return await self._step(request, "login.html", act)
 
@@ -98,7 +98,7 @@ class Way:
         async def act(form: Form, cookie: str) -> Response:
             email, password = await link.use(form)
             self._means.sessions.done(cookie)
-            return await self._sign_in(request, cookie, {"email": email, "password": password}, "/")
+            return await self._sign_in(request, {"email": email, "password": password}, "/")
 
         return await self._step(request, "first.html", act, makes=link.makes)
 
@@ -106,17 +106,20 @@ class Way:
         if not is_good:
             words = "This link was used already, or its time is over. Sign in, or start the console again for another."
             return self._page(request, "login.html", says=words, status=403, action="/login")
-        cookie = self._cookie(request) or new_cookie()
-        self._means.sessions.wait(cookie, Pending(None))
-        response = RedirectResponse("/first", 303)
-        self._means.set_cookie(response, self._means.cookie_name, cookie)
+        return self._aside(Pending(None), "/first")
+
+    def _aside(self, pending: Pending, path: str) -> Response:
+        """Go on there, under a fresh cookie: with one that somebody has planted they would go on, too."""
+        cookie = new_cookie()
+        self._means.sessions.wait(cookie, pending)
+        response = RedirectResponse(path, 303)
+        self._means.set_cookie(response, self._means.visitor_cookie_name, cookie)
         return response
 
-    async def _sign_in(self, request: Request, cookie: str, body: dict[str, str], next_path: str) -> Response:
+    async def _sign_in(self, request: Request, body: dict[str, str], next_path: str) -> Response:
         data = await self._ask(request, "auth.login", body)
         if data.get("twoFactorRequired"):
-            self._means.sessions.wait(cookie, Pending(SecretStr(data["challengeToken"]), next_path))
-            return RedirectResponse("/login/code", 303)
+            return self._aside(Pending(SecretStr(data["challengeToken"]), next_path), "/login/code")
         return await self._let_in(request, data, next_path, has_second_factor=False)
 
     async def _let_in(
@@ -186,11 +189,11 @@ class Way:
         text = render(template, form_token=token, says=says, action=action or path_of(request), makes=makes)
         response = HTMLResponse(text, status)
         if not self._cookie(request):
-            self._means.set_cookie(response, self._means.cookie_name, cookie)
+            self._means.set_cookie(response, self._means.visitor_cookie_name, cookie)
         return response
 
     def _cookie(self, request: Request) -> str:
-        return request.cookies.get(self._means.cookie_name, "")[:COOKIE_BYTES_MAX]
+        return request.cookies.get(self._means.visitor_cookie_name, "")[:COOKIE_BYTES_MAX]
 
 
 async def logout(visit: Visit) -> Response:

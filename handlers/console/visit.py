@@ -51,6 +51,12 @@ class Means:
         return "__Host-console" if self.secure else "console"
 
     @property
+    def visitor_cookie_name(self) -> str:
+        """Of whoever is not signed in yet, so that a page for them never takes the place of a session: a link from
+        elsewhere brings no cookie along, and is answered as if nobody were signed in."""
+        return "__Host-console-visitor" if self.secure else "console-visitor"
+
+    @property
     def device_cookie_name(self) -> str:
         return "__Host-console-device" if self.secure else "console-device"
 
@@ -147,11 +153,19 @@ class Visit:
             if session.access is not seen:
                 return
             body = {"refreshToken": session.refresh.get_secret_value()}
-            reply = await self.means.bus.ask("auth.refresh", body, call_headers(self.request, self.means))
-            if reply.get("error") is not None:
-                self.means.sessions.close(self.cookie)
-                raise SignedOut
+            # Whoever gives up waiting must not lose the answer: the token is spent by then.
+            await asyncio.shield(self._spend(body))
+
+    async def _spend(self, body: dict[str, str]) -> None:
+        reply = await self.means.bus.ask("auth.refresh", body, call_headers(self.request, self.means))
+        error = reply.get("error")
+        if error is None:
             self.take(reply["data"]["tokens"])
+        elif error["code"] in _OUTAGES | {"RATE_LIMITED"}:
+            raise BusFailure(error["message"])
+        else:
+            self.means.sessions.close(self.cookie)
+            raise SignedOut
 
     def take(self, tokens: Mapping[str, Any]) -> None:
         """New tokens of the same session."""

@@ -65,5 +65,5 @@ async def test_what_a_group_has_not_done_is_done_and_nothing_twice(house: House)
         assert json.loads(by["details"])["operator"].startswith("operator:")
         shown = await client.call("admin.dead-letters.jobs.get", access=admin, jobId=said["jobId"])
         assert [item["letterId"] is None for item in shown.data["items"]].count(True) == 1
-    mails = Counter(address for to, _ in server.received for address in to)
+    mails = Counter(address for to, _ in server.received for address in to if address in wanted)
     assert mails == Counter([*wanted, wanted[2]]) - Counter([wanted[1]])

@@ -310,7 +310,7 @@ async def seal_anew(bench: Bench, *, knows_the_key: bool) -> None:
 
     for _ in range(3):
         async with bench.database.transaction() as connection:
-            assert await add_seal(connection, up_to=13, published=None, sign=sign)
+            assert await add_seal(connection, up_to=13, published=None, sign=sign, is_ours=lambda _: True)
 
 
 async def test_a_tail_that_was_cut_is_named_for_good(sealed: Bench) -> None:

@@ -29,6 +29,10 @@ SELECT gen_random_uuid(), 'audit', e.id, 1, e.aggregate_id, e.type, 'attempts_ex
 FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::bigint[]) AS l (id, subject, body, sequence)
 JOIN events e ON e.id = l.id"""
 
+_UNDONE = """
+SELECT EXISTS (SELECT FROM events e CROSS JOIN unnest('{email,cache}'::text[]) AS g (name)
+    WHERE NOT EXISTS (SELECT FROM inbox i WHERE i.event_id = e.id AND i.group_name = g.name))"""
+
 pytestmark = pytest.mark.soak
 
 
@@ -44,6 +48,8 @@ async def letters_of_audit(house: House, folder: Path) -> None:
         assert code == 0, (said, err)
         async with database(house.ready) as rows, asyncio.timeout(900):
             while await rows.fetchval("SELECT EXISTS (SELECT FROM outbox)"):
+                await asyncio.sleep(1)
+            while await rows.fetchval(_UNDONE):
                 await asyncio.sleep(1)
             await rows.execute("DELETE FROM dead_letters")
     async with house.worker() as nc, database(house.ready) as rows:
@@ -124,6 +130,10 @@ async def test_a_hundred_thousand_letters_are_looked_through_and_replayed_once_e
         each_once = "(SELECT event_id FROM audit_logs WHERE event_id IN (SELECT event_id FROM replay_items) {}) AS a"
         assert await count(rows, each_once.format("")) == letters
         assert await count(rows, each_once.format("GROUP BY event_id HAVING count(*) > 1")) == 0
+        async with house.worker() as nc:
+            for group in ("email", "cache"):
+                info = await nc.jetstream().consumer_info("USER_REPLAYS", f"{group}-replay")
+                assert info.delivered is None or info.delivered.consumer_seq == 0, group
         replayed_to_others = "inbox WHERE group_name <> 'audit' AND event_id IN (SELECT event_id FROM replay_items)"
         assert await count(rows, replayed_to_others) == others
     slow = {name: took for name, took in looks.items() if took > LOOK_MS_MAX}
