@@ -78,6 +78,19 @@ async def test_a_hung_database_is_left_alone_and_found_back(
         assert not run.lines("request failed")
 
 
+async def test_callers_with_short_deadlines_shut_nobody_out(house: House) -> None:
+    """Who gives up after ten milliseconds has learnt nothing of the database, and must not have it left alone."""
+    async with house.run() as run, house.gateway() as client:
+        for _ in range(6):
+            hasty = (
+                client.call("auth.verify-email", headers={"Timeout-Ms": str(ms)}, token="no token at all")
+                for ms in (10, 15, 20, 40) * 10
+            )
+            await asyncio.gather(*hasty, return_exceptions=True)
+            assert (await client.register()).ok
+        assert not run.lines("postgres is left alone for a while")
+
+
 async def test_a_database_that_goes_and_comes_back(
     house: House, record_testsuite_property: Callable[[str, object], None]
 ) -> None:

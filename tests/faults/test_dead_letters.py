@@ -158,6 +158,48 @@ async def test_a_users_letters_are_replayed_in_their_order_and_others_do_not_wai
         assert max(item["endedAt"] for item in others) < max(item["endedAt"] for item in refused)
 
 
+async def test_a_cancelled_replay_closes_what_was_on_its_way(house: House) -> None:
+    wanted, ledger, ward = emails(3), Ledger(), Ward()
+
+    async def slowly(_: Envelope) -> str:
+        await asyncio.sleep(1.5)
+        return "250 OK"
+
+    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
+        await ledger.register(client, wanted, at_once=3)
+        await letters_stand(house, ledger, 3)
+        ward.healed, server.on_data = True, slowly
+        admin = await client.admin()
+        ids = [letter["id"] for email in wanted for letter in await of_user(client, admin, ledger, email)]
+        begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids, atOnce=True, rate=1000)
+        async with database(house.ready) as rows, asyncio.timeout(30):
+            job_id = begun.data["jobId"]
+            on_their_way = "SELECT count(*) FROM replay_items WHERE job_id = $1 AND sent_at IS NOT NULL"
+            while await rows.fetchval(on_their_way, job_id) < 3:
+                await asyncio.sleep(0.05)
+            assert (await client.call("admin.dead-letters.jobs.cancel", access=admin, jobId=job_id)).ok
+            while await rows.fetchval("SELECT count(*) FROM dead_letters WHERE id = ANY($1) AND state = 'dead'", ids):
+                await asyncio.sleep(0.1)
+        job = (await client.call("admin.dead-letters.jobs.get", access=admin, jobId=job_id)).data["job"]
+        assert (job["state"], job["done"], job["sent"]) == ("cancelled", 3, 0)
+
+
+async def test_a_slow_replay_lets_others_have_their_turn(house: House) -> None:
+    wanted, ledger, ward = emails(9), Ledger(), Ward()
+    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
+        await ledger.register(client, wanted, at_once=3)
+        await letters_stand(house, ledger, 9)
+        ward.healed = True
+        admin = await client.admin()
+        ids = [letter["id"] for email in wanted for letter in await of_user(client, admin, ledger, email)]
+        slow = await client.call("admin.dead-letters.replay", access=admin, ids=ids[:8], atOnce=True, rate=0.5)
+        quick = await client.call("admin.dead-letters.replay", access=admin, ids=ids[8:], atOnce=True, rate=50)
+        assert (await ended(client, admin, quick.data["jobId"]))["done"] == 1
+        job = (await client.call("admin.dead-letters.jobs.get", access=admin, jobId=slow.data["jobId"])).data["job"]
+        assert (job["state"], job["done"] < 8) == ("running", True)
+        assert (await client.call("admin.dead-letters.jobs.cancel", access=admin, jobId=job["id"])).ok
+
+
 async def test_discarded_letters_are_left_out_and_can_be_restored(house: House) -> None:
     wanted, ledger, ward = emails(4), Ledger(), Ward()
     async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
