@@ -28,6 +28,12 @@ class Stretch:
     until: datetime | None
 
 
+async def position_of(connection: Connection, event_id: UUID) -> int | None:
+    """Where an event stands in the table."""
+    found: int | None = await connection.fetchval("SELECT position FROM events WHERE id = $1", event_id)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What there is of a stretch, and what has become of it in the group."""

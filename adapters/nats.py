@@ -451,6 +451,19 @@ async def message_at(js: JetStreamContext, stream: str, sequence: int) -> RawStr
         return None
 
 
+async def first_unanswered(js: JetStreamContext, group: str) -> str | None:
+    """The id of the first event that a group has not answered for yet; None where it has come to the end."""
+    info = await js.consumer_info(EVENTS_STREAM, group)
+    if not info.num_pending and not info.num_ack_pending:
+        return None
+    behind = info.ack_floor.stream_seq if info.ack_floor else 0
+    try:
+        message = await js.get_msg(EVENTS_STREAM, seq=behind + 1, subject="users.events.>", next=True)
+    except NotFoundError:
+        return None
+    return (message.headers or {}).get("Nats-Msg-Id")
+
+
 async def last_message(js: JetStreamContext, subject: str) -> tuple[int, str | None]:
     """Sequence and `Nats-Msg-Id` of the newest event under a subject; (0, None) when there is none."""
     try:

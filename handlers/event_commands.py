@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
 
 import typer
 from rich.console import Console
@@ -184,6 +185,7 @@ def events_replay(
     A job of the service: Ctrl-C stops watching, `dead-letters jobs cancel` ends it. Exit 1 when it stopped, or events
     failed.
     """
+    from adapters.nats import EVENT_GROUPS, first_unanswered
     from handlers.history_replays import Begun, NotPossible, replay_history, watch_job
     from handlers.operators import operator
 
@@ -191,10 +193,11 @@ def events_replay(
     ended: list[Job] = []
 
     async def work() -> None:
-        async with _database(ready_file) as (database, personal):
+        async with _servers(ready_file) as (database, client, personal):
+            at_work_from = await first_unanswered(client.jetstream(), group) if group in EVENT_GROUPS else None
             done = await replay_history(
                 database, personal, group, _bound(start), _bound(end), dry_run=dry_run, rate=rate, careful=not at_once,
-                by=operator(),
+                at_work_from=UUID(at_work_from) if at_work_from else None, by=operator(),
             )  # fmt: skip
             begun.append(done)
             if done.job_id is not None and wait:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -17,6 +17,7 @@ from adapters.history_replays import (
     begin_history_job,
     count_stretch,
     position_at,
+    position_of,
     sample_stretch,
 )
 from adapters.nats import EVENT_GROUPS
@@ -28,6 +29,8 @@ from contracts.dead_letters import Job
 SAMPLE_MAX = 5
 POLL_S = 0.5
 POSITION_MAX = 2**63 - 1
+PASS_EVENTS_MAX = 1024
+"""By so much the order on the stream may differ from that of positions: a relay announces many users at once."""
 
 Bound = int | datetime
 """A position of table `events`, or a time."""
@@ -47,14 +50,20 @@ class Begun:
 
 
 async def replay_history(
-    database: Database, personal: PersonalData, group: str, start: Bound, end: Bound, *, dry_run: bool, rate: float,
-    careful: bool, by: str,
+    database: Database, personal: PersonalData, group: str, start: Bound, end: Bound, *, at_work_from: UUID | None,
+    dry_run: bool, rate: float, careful: bool, by: str,
 ) -> Begun:  # fmt: skip
-    """Count what the group has dealt with, and begin a job for the rest, in the order of the events."""
+    """Count what the group has dealt with, and begin a job for the rest, in the order of the events.
+
+    What the group is at by itself, from the event `at_work_from` on, is left to it: two deliveries of one event in two
+    processes would both find it not done.
+    """
     if group not in EVENT_GROUPS:
         raise NotPossible(f"no such group: {group}; there are {', '.join(EVENT_GROUPS)}")
     async with database.transaction() as connection:
         stretch = await _stretch(connection, group, start, end)
+        if at_work_from is not None and (position := await position_of(connection, at_work_from)) is not None:
+            stretch = replace(stretch, end=min(stretch.end, position - PASS_EVENTS_MAX))
         found = await count_stretch(connection, stretch)
         if found.to_deliver > EVENTS_MAX and not dry_run:
             raise NotPossible(f"{found.to_deliver} events wait for {group}; take a stretch of {EVENTS_MAX} at most")

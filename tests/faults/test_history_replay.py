@@ -1,9 +1,12 @@
 """A stretch of history handed to one group again: what it has done stays done, what it has not is done now."""
 
+import asyncio
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
+
+from aiosmtpd.smtp import Envelope
 
 from tests.faults.house import House
 from tests.faults.ledger import Ledger, emails, until_finished
@@ -67,3 +70,26 @@ async def test_what_a_group_has_not_done_is_done_and_nothing_twice(house: House)
         assert [item["letterId"] is None for item in shown.data["items"]].count(True) == 1
     mails = Counter(address for to, _ in server.received for address in to if address in wanted)
     assert mails == Counter([*wanted, wanted[2]]) - Counter([wanted[1]])
+
+
+async def test_what_the_group_is_at_by_itself_is_left_to_it(house: House) -> None:
+    """Two processes, each with deliveries of its own in hand: no mail goes out of both."""
+    wanted, ledger, ward = emails(12), Ledger(), Ward()
+    ward.healed = True
+
+    async def slowly(_: Envelope) -> str:
+        await asyncio.sleep(0.5)
+        return "250 OK"
+
+    async with mail_server(ward) as server:
+        server.on_data = slowly
+        async with house.run(SMTP_URL=server.url), house.run(SMTP_URL=server.url), house.gateway() as client:
+            began = datetime.now(UTC)
+            await ledger.register(client, wanted, at_once=12)
+            stretch = ("--from", began.isoformat(), "--to", (began + timedelta(minutes=1)).isoformat())
+            code, _, err = await house.command("events", "replay", "--group", "email", *stretch, "--at-once", "--json")
+            assert code == 0, err
+            await until_finished(house.ready, ledger.user_ids.values(), within_s=30)
+            await asyncio.sleep(1)  # whoever had found one not done would be at it still
+    mails = Counter(address for to, _ in server.received for address in to if address in wanted)
+    assert mails == Counter(wanted)

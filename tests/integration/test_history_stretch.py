@@ -91,7 +91,9 @@ async def test_of_an_erased_user_nothing_is_delivered(rows: Connection) -> None:
 
 async def test_a_group_that_is_none_is_refused(database: Database, personal: PersonalData) -> None:
     with pytest.raises(NotPossible, match="email, audit, cache"):
-        await replay_history(database, personal, "nobody", 1, 2, dry_run=True, rate=1, careful=True, by="a test")
+        await replay_history(
+            database, personal, "nobody", 1, 2, at_work_from=None, dry_run=True, rate=1, careful=True, by="a test"
+        )
 
 
 @pytest.mark.parametrize("text", ["2026-03-01T12:00", "yesterday", "-1", "9" * 30])
