@@ -1,5 +1,7 @@
 """The last admin: whoever ceases to be one leaves another behind, also when all of them go at once."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 from adapters.postgres import Connection
@@ -32,3 +34,13 @@ async def has_admin(connection: Connection) -> bool:
             "SELECT EXISTS (SELECT FROM users WHERE role = 'admin' AND status = 'active' AND email_verified)"
         )
     )
+
+
+@asynccontextmanager
+async def alone_at_the_first(connection: Connection) -> AsyncIterator[None]:
+    """Of several who would be the first admin one is looked at after the other, whichever process asks."""
+    await connection.execute("SELECT pg_advisory_lock(hashtext('first admin'))")
+    try:
+        yield
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock(hashtext('first admin'))")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from adapters.server_urls import LOOPBACK
 from adapters.settings import BadSettings, Settings, read_settings
 from handlers.terminal import Failure, ReadyFile, read_ready, run_to_end, stop_on_signals
 
@@ -20,6 +21,11 @@ def require_console(settings: Settings) -> None:
         raise BadSettings(
             "USER_SERVICE_CONSOLE_NATS_URL: not set; NATS, with an operator's credentials, for example "
             "tls://operator:password@host:4222"
+        )
+    if settings.console_url is None and settings.console_host not in LOOPBACK:
+        raise BadSettings(
+            "USER_SERVICE_CONSOLE_URL: not set; where the console listens beyond loopback, the https address at which "
+            "browsers reach it"
         )
 
 

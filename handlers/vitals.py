@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adapters.postgres import Database
 from adapters.redis import Redis, RedisAway
@@ -25,6 +26,8 @@ from contracts.health import Check, Health
 from domain.refusals import Overloaded, Stale, Unavailable
 
 PROBE_S = 0.2
+SILENT_S = 5.0
+"""So long a connection may wait with its first request."""
 _DISK_FREE_MIN = 0.05
 _MEMORY_FREE_MIN = 0.05
 _STARTED = time.monotonic()
@@ -127,6 +130,18 @@ class PortTaken(Exception):
     """Somebody else listens there."""
 
 
+class _Prompt(H11Protocol):
+    """Whoever connects asks soon: connections that stay silent would take the places of all others."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(SILENT_S, self._end_if_silent)
+
+    def _end_if_silent(self) -> None:
+        if getattr(self, "cycle", None) is None and not self.transport.is_closing():  # no request has begun
+            self.transport.close()
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn in our loop; signals stay ours."""
 
@@ -150,7 +165,7 @@ async def http_server(
         raise PortTaken(f"HTTP port {port} on {host} is taken: set {variable} to another ({error.strerror})") from error
     config = uvicorn.Config(
         Starlette(routes=routes), lifespan="off", log_config=None, access_log=False, server_header=False,
-        limit_concurrency=100, timeout_graceful_shutdown=2,
+        limit_concurrency=100, timeout_graceful_shutdown=2, http=_Prompt,
     )  # fmt: skip
     server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

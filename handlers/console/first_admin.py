@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 
-from adapters.admins import has_admin
+from adapters.admins import alone_at_the_first, has_admin
 from adapters.hashing import Hasher
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
@@ -51,6 +51,10 @@ class FirstAdmin:
 
     async def enter(self, typed: Mapping[str, str]) -> tuple[str, str]:
         """Make the account that was typed; address and password to sign in with. Raises `NotMade`."""
+        async with self._database.connection() as kept, alone_at_the_first(kept):
+            return await self._enter(typed)
+
+    async def _enter(self, typed: Mapping[str, str]) -> tuple[str, str]:
         if not await self.is_missing():
             raise NotMade("Somebody is an admin by now: sign in, or ask them for an invitation.")
         wanted = [typed.get(name, "").strip() for name in ("email", "firstName", "lastName")]

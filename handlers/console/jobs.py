@@ -35,7 +35,7 @@ async def shown(visit: Visit) -> Response:
     outcome = visit.address.get("outcome", "")
     if outcome:
         asked["outcome"] = outcome
-    if (after := visit.address.get("after", "")).isdigit():
+    if (after := visit.address.get("after", "")).isdecimal():
         asked["after"] = int(after)
     found = (await visit.call("admin.dead-letters.jobs.get", **asked))["data"]
     return visit.page(

@@ -21,6 +21,7 @@ from handlers.console.sessions import Session, Sessions
 Form = ImmutableMultiDict[str, str]
 COOKIE_BYTES_MAX = 128
 FORM_BYTES_MAX = 64 * 1024
+FORM_S = 10.0
 FIELDS_MAX = 1100
 """Room for a thousand letters that were chosen, and the other fields of that form."""
 LOOK_S = 5.0
@@ -284,10 +285,14 @@ def _back(visit: Visit) -> str:
 async def own_form(request: Request, means: Means, cookie: str) -> Form:
     """The fields of a form that this session was shown; raises `Stranger` for any other."""
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > FORM_BYTES_MAX:
-            raise Stranger
+    try:
+        async with asyncio.timeout(FORM_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > FORM_BYTES_MAX:
+                    raise Stranger
+    except TimeoutError as error:
+        raise Stranger from error
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict")
     except ValueError as error:
