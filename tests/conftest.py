@@ -1,9 +1,15 @@
 """What all tests need of the machine, said in one line before the first one fails for the lack of it."""
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from adapters.embedded_valkey import valkey_program
+
+# Begun in the background by a shell, these tests would hand an ignored Ctrl-C on to all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that others share makes examples slowly at times; that says nothing of the test.
 settings.register_profile("shared", suppress_health_check=[HealthCheck.too_slow], deadline=None)

@@ -171,6 +171,7 @@ async def test_an_event_too_large_for_the_bus_waits_in_sight_and_goes_out_once_t
             async with max_payload(house, "12KB"):
                 await relay.start()
                 await until(lambda: len(relay.lines(TOO_LARGE)) >= 2, within_s=15, what="errors in the log")
+                await answering_after_s(house)  # the requests had to find the bus again, too
                 async with house.gateway() as client:
                     await ledger.register(client, emails(30), at_once=4)
                 others = await require_rows(house.ready, ledger.user_ids)
