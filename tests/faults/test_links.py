@@ -15,7 +15,7 @@ from tests.gateway import new_email
 from tests.program import eventually, until
 
 HALF_OPEN_S = 2.5
-ROUNDS = 3
+ROUNDS = 2
 
 
 async def test_a_bad_link_to_the_database_costs_refusals_in_time_and_nothing_else(
