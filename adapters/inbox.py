@@ -99,20 +99,24 @@ async def error_of_attempt(connection: Connection, durable: str, event_id: UUID,
     return found
 
 
+UNANSWERED = """
+NOT EXISTS (SELECT FROM inbox i WHERE i.group_name = {group} AND i.event_id = e.id)
+    AND NOT EXISTS (SELECT FROM dead_letters l
+        WHERE l.group_name = {group} AND l.event_id = e.id AND l.reason <> 'unauthentic')
+    AND e.occurred_at > now() - {age}::interval"""
+"""Of an event `e`: a group has neither done it nor has it become a letter, and it is young enough to be on the stream
+still."""
+
 # What somebody else wrote onto the bus is no event of the user's, and nothing waits behind its letter.
 _BEHIND_A_LETTER = """
 SELECT EXISTS (
     SELECT FROM dead_letters d
     WHERE d.user_id = $2 AND d.group_name = $1 AND d.version < $3 AND d.state IN ('dead', 'held')
         AND d.reason <> 'unauthentic')"""
-# Young enough to be on the stream still.
-_BEHIND_AN_EVENT = """
+_BEHIND_AN_EVENT = f"""
 SELECT EXISTS (
     SELECT FROM events e
-    WHERE e.aggregate_id = $2 AND e.version = $3 - 1 AND e.occurred_at > now() - $4::interval
-        AND NOT EXISTS (SELECT FROM inbox i WHERE i.group_name = $1 AND i.event_id = e.id)
-        AND NOT EXISTS (
-            SELECT FROM dead_letters l WHERE l.group_name = $1 AND l.event_id = e.id AND l.reason <> 'unauthentic'))"""
+    WHERE e.aggregate_id = $2 AND e.version = $3 - 1 AND {UNANSWERED.format(group="$1", age="$4")})"""
 
 
 async def is_behind_a_letter(connection: Connection, group: str, user_id: UUID, version: int) -> bool:

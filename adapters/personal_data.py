@@ -7,7 +7,7 @@ from uuid import UUID
 
 from adapters.bounded import BoundedDict
 from adapters.keys import CannotOpen, Keys, decrypt, encrypt, mac
-from adapters.postgres import Connection
+from adapters.postgres import Connection, execute_each
 
 NOBODY = UUID(int=0)
 """Whose key guards audit rows that belong to no account."""
@@ -53,9 +53,7 @@ class PersonalData:
         )
         tried = [(row["user_id"], row["wrapped"], self._wrapped_anew(row["user_id"], row["wrapped"])) for row in rows]
         fresh = [row for row in tried if row[2]]
-        if not fresh:
-            return 0  # an `executemany` of nothing would leave a transaction open on the connection
-        await connection.executemany("UPDATE user_keys SET wrapped = $3 WHERE user_id = $1 AND wrapped = $2", fresh)
+        await execute_each(connection, "UPDATE user_keys SET wrapped = $3 WHERE user_id = $1 AND wrapped = $2", fresh)
         return len(fresh)
 
     def _wrapped_anew(self, user_id: UUID, wrapped: str) -> str | None:

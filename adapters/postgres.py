@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -35,8 +35,8 @@ _GONE = (
 )
 FAILURES_MAX = 5
 PAUSE_S = 1.0
-SILENT_S = 1.0
 """After so many failures in a row the server is left alone for so long; then one caller asks, others are refused."""
+SILENT_S = 1.0
 _RACED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
 
 
@@ -196,6 +196,12 @@ async def _prepare(connection: asyncpg.Connection) -> None:
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:
     """Nothing of ours outlives its transaction (no `SET`, `LISTEN`, cursor or session lock), so giving a connection
     back needs no round trip; a transaction that was left open the library ends by itself."""
+
+
+async def execute_each(connection: Connection, statement: str, rows: Sequence[Sequence[object]]) -> None:
+    """Run a statement for each row: asyncpg's `executemany`, which of no rows leaves a transaction open behind it."""
+    if rows:
+        await connection.executemany(statement, rows)
 
 
 def _dumps(value: object) -> str:

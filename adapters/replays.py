@@ -9,6 +9,7 @@ import asyncpg
 import uuid_utils.compat as uuid_utils
 
 from adapters.cursors import make_cursor, offset_of, pagination, time_and_id
+from adapters.inbox import UNANSWERED
 from adapters.letters import matching
 from adapters.nats import EVENTS_AGE
 from adapters.personal_data import NOBODY
@@ -50,7 +51,7 @@ async def begin_job(
 
 # Held letters of users with nothing before them that is still open, unless a running job has them already. The first of
 # a user's may wait for an event that has become no letter.
-_FREE = """
+_FREE = f"""
 SELECT d.id FROM dead_letters d
 WHERE d.state = 'held'
     AND NOT EXISTS (SELECT FROM dead_letters b WHERE b.user_id = d.user_id AND b.group_name = d.group_name
@@ -58,10 +59,7 @@ WHERE d.state = 'held'
     AND NOT EXISTS (
         SELECT FROM dead_letters f JOIN events e ON e.aggregate_id = f.user_id AND e.version = f.version - 1
         WHERE f.user_id = d.user_id AND f.group_name = d.group_name AND f.state = 'held' AND f.version <= d.version
-            AND e.occurred_at > now() - $2::interval
-            AND NOT EXISTS (SELECT FROM inbox i WHERE i.group_name = f.group_name AND i.event_id = e.id)
-            AND NOT EXISTS (SELECT FROM dead_letters l
-                WHERE l.group_name = f.group_name AND l.event_id = e.id AND l.reason <> 'unauthentic'))
+            AND {UNANSWERED.format(group="f.group_name", age="$2")})
     AND NOT EXISTS (SELECT FROM replay_items i JOIN replay_jobs j ON j.id = i.job_id
         WHERE i.letter_id = d.id AND i.outcome IS NULL AND j.state = 'running')
 ORDER BY d.created_at, d.id LIMIT $1"""

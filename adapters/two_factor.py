@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from adapters.keys import CannotOpen, Keys
-from adapters.postgres import Connection
+from adapters.postgres import Connection, execute_each
 from domain.two_factor import CHALLENGES_MAX, Challenge, CodeSet, Factor
 
 _OF_OTHER_KEYS = """
@@ -36,9 +36,9 @@ class TwoFactorSecrets:
         rows = await connection.fetch(_OF_OTHER_KEYS, self._keys.ring("two-factor").in_force, rows_max)
         tried = [(row["user_id"], row["secret"], self._sealed_anew(row["user_id"], row["secret"])) for row in rows]
         fresh = [row for row in tried if row[2]]
-        if not fresh:
-            return 0  # an `executemany` of nothing would leave a transaction open on the connection
-        await connection.executemany("UPDATE second_factors SET secret = $3 WHERE user_id = $1 AND secret = $2", fresh)
+        await execute_each(
+            connection, "UPDATE second_factors SET secret = $3 WHERE user_id = $1 AND secret = $2", fresh
+        )
         return len(fresh)
 
     def _sealed_anew(self, user_id: UUID, sealed: str) -> str | None:

@@ -18,6 +18,7 @@ from handlers.event_commands import events_app
 from handlers.key_commands import keys_app
 from handlers.letter_commands import letters_app
 from handlers.login_commands import login, logout
+from handlers.own_servers import of_dev, own_keys
 from handlers.scrub_command import scrub
 from handlers.terminal import (
     AsJson,
@@ -304,23 +305,12 @@ def _settings_and_keys() -> tuple[Settings, "Keys"]:
     lines = lines_of(faults)
     try:
         if "keys_file" not in faults:
-            keys = _keys(settings)
+            keys = own_keys(settings, needed_for="`user-service keys init FILE` makes one")
             if not lines:
                 return settings, keys
     except Failure as fault:
         lines.append(str(fault))
     raise BadSettings("\n".join(lines))
-
-
-def _keys(settings: Settings) -> "Keys":
-    from adapters.keys import BadKeys, read_keys
-
-    if settings.keys_file is None:
-        raise Failure("USER_SERVICE_KEYS_FILE: not set; `user-service keys init FILE` makes one")
-    try:
-        return read_keys(settings.keys_file)
-    except BadKeys as error:
-        raise Failure(str(error)) from error
 
 
 def _settings_to_examine(ready_file: Path | None) -> tuple[Settings, dict[str, list[str]], str]:
@@ -329,16 +319,8 @@ def _settings_to_examine(ready_file: Path | None) -> tuple[Settings, dict[str, l
         settings, faults = read_what_is_good()
         return settings, faults, settings.nats_url.get_secret_value()
     found = read_ready(ready_file)
-    operator = str(found["natsUrls"]["operator"])
-    settings, faults = read_what_is_good(
-        nats_url=operator,
-        database_url=found["databaseUrl"],
-        redis_url=found["redisUrl"] or "none",
-        smtp_url=found["smtpUrl"],
-        http_port=urlsplit(str(found["httpUrl"])).port,
-        keys_file=Path(str(found["mailDir"])).parent / "keys.json",
-    )
-    return settings, faults, operator
+    settings, faults = read_what_is_good(**of_dev(found), http_port=urlsplit(str(found["httpUrl"])).port)
+    return settings, faults, str(found["natsUrls"]["operator"])
 
 
 _SERVERS = ("nats_url", "database_url", "redis_url", "smtp_url")

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from handlers.own_session import Operator, operator_on
 from handlers.terminal import AsJson, ReadyFile, Token, nats_url_of, run_to_end
-from handlers.timeline_command import line_of
+from handlers.timeline_command import around, line_of
 
-AROUND = timedelta(minutes=10)
-"""So long after a letter's time its user's timeline is shown."""
-STEPS_SHOWN = 20
 letters_app = typer.Typer(no_args_is_help=True, help="Understand, replay, discard and restore dead letters.")
 jobs_app = typer.Typer(no_args_is_help=True, help="Look after replays.")
 letters_app.add_typer(jobs_app, name="jobs")
@@ -94,9 +90,7 @@ def show(
         whole = await operator.call("admin.dead-letters.get", {"letterId": letter})
         found, steps = whole["data"]["letter"], []
         if found["userId"] is not None:
-            until = datetime.fromisoformat(found["createdAt"]) + AROUND
-            asked: dict[str, object] = {"userId": found["userId"], "before": until.isoformat(), "limit": STEPS_SHOWN}
-            steps = (await operator.call("admin.timeline.get", asked))["data"]
+            steps = (await operator.call("admin.timeline.get", around(found)))["data"]
         if as_json:
             typer.echo(json.dumps(whole | {"timeline": steps}, ensure_ascii=False))
             return

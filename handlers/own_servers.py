@@ -1,8 +1,9 @@
 """What a command needs that works on the servers directly: their settings and keys."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.settings import Settings, read_settings
 from handlers.terminal import Failure, read_ready
@@ -16,14 +17,18 @@ def own_settings(ready_file: Path | None) -> Settings:
     """Of the environment, else of a running dev."""
     if ready_file is None and os.environ.get("DATABASE_URL"):
         return read_settings()
-    found = read_ready(ready_file)
-    return read_settings(
-        nats_url=found["natsUrls"]["operator"],
-        database_url=found["databaseUrl"],
-        redis_url=found["redisUrl"] or "none",
-        smtp_url=found["smtpUrl"],
-        keys_file=Path(str(found["mailDir"])).parent / "keys.json",
-    )
+    return read_settings(**of_dev(read_ready(ready_file)))
+
+
+def of_dev(ready: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that lead to a running dev's servers and keys, by its ready file."""
+    return {
+        "nats_url": ready["natsUrls"]["operator"],
+        "database_url": ready["databaseUrl"],
+        "redis_url": ready["redisUrl"] or "none",
+        "smtp_url": ready["smtpUrl"],
+        "keys_file": Path(str(ready["mailDir"])).parent / "keys.json",
+    }
 
 
 def own_keys(settings: Settings, *, needed_for: str) -> "Keys":

@@ -1,6 +1,8 @@
 """`user-service timeline …`: what has become of a user, a mail or a request, for the one who was asked about it."""
 
 import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -8,6 +10,10 @@ import typer
 
 from handlers.own_session import operator_on
 from handlers.terminal import AsJson, ReadyFile, Token, nats_url_of, run_to_end
+
+AROUND = timedelta(minutes=10)
+"""So long after a letter's time its user's timeline is shown."""
+STEPS_SHOWN = 20
 
 
 def timeline(
@@ -36,6 +42,12 @@ def timeline(
             typer.echo(f"older: --before {reply['data'][0]['at']}")
 
     run_to_end(work())
+
+
+def around(letter: Mapping[str, Any]) -> dict[str, object]:
+    """What to ask for to see what else happened to a letter's user at its time."""
+    until = datetime.fromisoformat(letter["createdAt"]) + AROUND
+    return {"userId": letter["userId"], "before": until.isoformat(), "limit": STEPS_SHOWN}
 
 
 def _named(of: str) -> dict[str, object]:

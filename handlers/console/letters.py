@@ -1,6 +1,5 @@
 """Dead letters: by cause, as a list, one whole; and what an operator does about them. The filter is in the address."""
 
-from datetime import datetime, timedelta
 from typing import Any
 
 from starlette.responses import Response
@@ -11,10 +10,9 @@ from contracts.operations import Permission
 from handlers.console.filters import LETTERS, page_asked, read_filters
 from handlers.console.looks import address
 from handlers.console.visit import Means, Refused, Visit, signed_in
+from handlers.timeline_command import around
 
 STATES = ("dead", "held", "discarded", "replayed", "failed_again")
-AROUND = timedelta(minutes=10)
-"""So long after a letter's time its user's timeline is shown."""
 RATE = "50"
 
 
@@ -53,8 +51,7 @@ async def shown(visit: Visit) -> Response:
     letter = (await visit.call("admin.dead-letters.get", letterId=letter_id))["data"]["letter"]
     steps: list[dict[str, Any]] = []
     if letter["userId"] and visit.session.may(Permission.AUDIT_READ.value):
-        before = (datetime.fromisoformat(letter["createdAt"]) + AROUND).isoformat()
-        steps = (await visit.call("admin.timeline.get", userId=letter["userId"], before=before, limit=20))["data"]
+        steps = (await visit.call("admin.timeline.get", **around(letter)))["data"]
     return visit.page("letter.html", letter=letter, steps=steps)
 
 

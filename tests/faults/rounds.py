@@ -152,6 +152,27 @@ async def require_seals(house: House) -> None:
     assert json.loads(out)["seals"] > 0
 
 
+@dataclass(frozen=True)
+class Kept:
+    """How much of it there was."""
+
+    events: int
+    mails_twice: int
+
+
+async def require_kept(house: House, callers: Callers, *, twice_max: int) -> Kept:
+    """All that the callers were told stands, once, wherever it should."""
+    everyone = callers.ledger.user_ids
+    events = await require_stream(house.ready, await require_rows(house.ready, everyone))
+    every = [event for of_user in events.values() for event in of_user]
+    await require_audit(house.ready, every)
+    for changes in callers.changes:
+        require_changes(events[changes.user_id], changes)
+    await require_last_states(house.ready, events, callers.changes)
+    await require_families(house.ready, callers.families)
+    return Kept(len(every), require_mail(house.mail_dir, everyone, twice_max=twice_max))
+
+
 @dataclass
 class Figures:
     """What a round was made of, and what came of it."""
@@ -190,15 +211,8 @@ async def play(house: House, seed: int, faults: Sequence[Fault]) -> Figures:
             settled_s = time.monotonic() - healed
     finally:
         await callers.close()
-    events = await require_stream(house.ready, await require_rows(house.ready, everyone))
-    every = [event for of_user in events.values() for event in of_user]
-    await require_audit(house.ready, every)
     await require_seals(house)
-    for changes in callers.changes:
-        require_changes(events[changes.user_id], changes)
-    await require_last_states(house.ready, events, callers.changes)
-    await require_families(house.ready, callers.families)
-    twice = require_mail(house.mail_dir, everyone, twice_max=MAILS_AT_ONCE * (stage.starts["groups"] - 1))
+    kept = await require_kept(house, callers, twice_max=MAILS_AT_ONCE * (stage.starts["groups"] - 1))
     return Figures(
         seed=seed,
         faults=len(faults),
@@ -206,8 +220,8 @@ async def play(house: House, seed: int, faults: Sequence[Fault]) -> Figures:
         changed=sum(len(changes.acknowledged) for changes in callers.changes),
         refreshed=sum(len(family.tokens) - 1 for family in callers.families),
         unanswered=callers.unanswered,
-        events=len(every),
-        mails_twice=twice,
+        events=kept.events,
+        mails_twice=kept.mails_twice,
         starts=dict(stage.starts),
         settled_s=round(settled_s, 1),
     )

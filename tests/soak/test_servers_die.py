@@ -12,18 +12,9 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.house import SERVERS, House
-from tests.faults.ledger import (
-    require_audit,
-    require_changes,
-    require_families,
-    require_last_states,
-    require_mail,
-    require_rows,
-    require_stream,
-    until_finished,
-)
+from tests.faults.ledger import until_finished
 from tests.faults.people import UNVERIFIED
-from tests.faults.rounds import MAILS_AT_ONCE, Callers
+from tests.faults.rounds import MAILS_AT_ONCE, Callers, require_kept
 from tests.gateway import database, new_email
 
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "1 2 3 4 5 6 7 8 9 10").split()]
@@ -92,13 +83,7 @@ async def test_each_server_dies_and_sleeps_and_nothing_acknowledged_is_lost(hous
             assert not run.has_ended
     finally:
         await callers.close()
-    events = await require_stream(house.ready, await require_rows(house.ready, everyone))
-    await require_audit(house.ready, (event for of_user in events.values() for event in of_user))
-    for changes in callers.changes:
-        require_changes(events[changes.user_id], changes)
-    await require_last_states(house.ready, events, callers.changes)
-    await require_families(house.ready, callers.families)
-    require_mail(house.mail_dir, everyone, twice_max=MAILS_AT_ONCE * len(faults))
+    await require_kept(house, callers, twice_max=MAILS_AT_ONCE * len(faults))
     async with database(house.ready) as rows:
         assert not await rows.fetchval("SELECT count(*) FROM dead_letters WHERE user_id = ANY($1)", everyone.values())
     acknowledged = sum(len(changes.acknowledged) for changes in callers.changes)
