@@ -28,7 +28,7 @@ log = structlog.get_logger()
 IN_WORK_MAX = 64
 """Deliveries of a durable that a process has in work at once."""
 BREATH_S = 0.1
-"""From a message to its delivery: what comes meanwhile shares its round trips."""
+"""From a message to its delivery: what comes meanwhile shares its round trips. All that was asked for waits no more."""
 PULL_S = 1.0
 """How long the server keeps a pull open: so long a new one may take after a cut, and a stop."""
 WATCH_S = 2.0
@@ -51,6 +51,7 @@ class Taker:
         self._inbox = client.new_inbox()
         self._subscription: Subscription | None = None
         self._taken: list[Msg] = []
+        self._breath: asyncio.TimerHandle | None = None
         self._work: set[asyncio.Task[None]] = set()
         self.last_active = time.monotonic()
         self._room = asyncio.Event()
@@ -85,10 +86,11 @@ class Taker:
             await self._on_status(message)
         else:
             if not self._taken:
-                asyncio.get_running_loop().call_later(BREATH_S, self._start_work)
+                self._breath = asyncio.get_running_loop().call_later(BREATH_S, self._start_work)
             self._taken.append(message)
             self._awaited -= 1
             if self._awaited == 0:
+                self._start_work()
                 self._pull_over.set()
 
     async def _on_status(self, message: Msg) -> None:
@@ -98,6 +100,8 @@ class Taker:
         self._pull_over.set()
 
     def _start_work(self) -> None:
+        if self._breath is not None:
+            self._breath.cancel()
         if self._stopping:
             return  # `stop` hands them back once no pull of ours is open: earlier they would come straight back to us
         taken, self._taken = self._taken, []

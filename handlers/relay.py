@@ -35,7 +35,7 @@ from domain.refusals import Overloaded, Stale, Unavailable
 
 log = structlog.get_logger()
 
-USERS_MAX = 64
+USERS_MAX = 256
 EVENTS_MAX = 512
 POLL_S = 0.5
 BREATH_S = 0.05
