@@ -7,6 +7,7 @@ from uuid import UUID
 
 from adapters.postgres import Connection
 from adapters.stream_reader import StreamState
+from domain.refusals import Stale
 
 Loss = Literal["made anew", "older than it was", "lacks what was announced"]
 LEASE = timedelta(seconds=15)
@@ -15,8 +16,11 @@ LEASE = timedelta(seconds=15)
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A stream as it was; `lost_what` is None unless a loss is being made good."""
+    """A stream as it was; `lost_what` is None unless a loss is being made good. `looked_at` names the lease: another
+    process that takes the mark over gives it another, and what is written under this one is refused from then on."""
 
+    stream: str
+    looked_at: datetime
     created_at: datetime
     last_sequence: int
     message_id: str | None
@@ -41,8 +45,9 @@ class Mark:
 
 
 _LEASE = """
-UPDATE stream_marks SET leased_until = now() + $2, looked_at = now() WHERE stream = $1 AND leased_until < now()
-RETURNING created_at, last_sequence, message_id, compared_to,
+UPDATE stream_marks SET leased_until = now() + $2, looked_at = clock_timestamp()
+WHERE stream = $1 AND leased_until < now()
+RETURNING stream, looked_at, created_at, last_sequence, message_id, compared_to,
     CASE WHEN refilled_at IS NULL THEN lost_what END AS lost_what, refilled_to"""
 
 
@@ -52,9 +57,20 @@ async def lease_mark(connection: Connection, stream: str) -> Mark | None:
     return None if row is None else Mark(**row)
 
 
-async def give_back_mark(connection: Connection, stream: str, *, rest: timedelta) -> None:
+async def _write(connection: Connection, mark: Mark, what: str, *values: object) -> int:
+    """Change a mark that is still the caller's, else raise `Stale`; how much its latest loss has put back."""
+    put_back: int | None = await connection.fetchval(
+        f"UPDATE stream_marks SET {what} WHERE stream = $1 AND looked_at = $2 RETURNING put_back",
+        mark.stream, mark.looked_at, *values,
+    )  # fmt: skip
+    if put_back is None:
+        raise Stale
+    return put_back
+
+
+async def give_back_mark(connection: Connection, mark: Mark, *, rest: timedelta) -> None:
     """The round is over: after a rest whoever comes first may look."""
-    await connection.execute("UPDATE stream_marks SET leased_until = now() + $2 WHERE stream = $1", stream, rest)
+    await _write(connection, mark, "leased_until = now() + $3", rest)
 
 
 async def is_marked(connection: Connection, stream: str) -> bool:
@@ -74,42 +90,35 @@ async def first_mark(
 
 
 async def move_mark(
-    connection: Connection, stream: str, state: StreamState, message_id: str | None, *, compared_to: int
+    connection: Connection, mark: Mark, state: StreamState, message_id: str | None, *, compared_to: int
 ) -> None:
     """Nothing is lost up to here."""
-    await connection.execute(
-        "UPDATE stream_marks SET last_sequence = $2, message_id = $3, compared_to = greatest(compared_to, $4) "
-        "WHERE stream = $1",
-        stream, state.last_sequence, message_id, compared_to,
+    await _write(
+        connection, mark, "last_sequence = $3, message_id = $4, compared_to = greatest(compared_to, $5)",
+        state.last_sequence, message_id, compared_to,
     )  # fmt: skip
 
 
-async def note_loss(
-    connection: Connection, stream: str, state: StreamState, message_id: str | None, what: Loss
-) -> None:
+async def note_loss(connection: Connection, mark: Mark, state: StreamState, message_id: str | None, what: Loss) -> None:
     """Open a loss: the stream as it is now is the one that is filled from the first user or letter on."""
-    await connection.execute(
-        "UPDATE stream_marks SET created_at = $2, last_sequence = $3, message_id = $4, "
-        "lost_at = now(), lost_what = $5, refilled_to = NULL, refilled_at = NULL, put_back = 0 WHERE stream = $1",
-        stream, state.created_at, state.last_sequence, message_id, what,
+    await _write(
+        connection, mark,
+        "created_at = $3, last_sequence = $4, message_id = $5, lost_at = now(), lost_what = $6, "
+        "refilled_to = NULL, refilled_at = NULL, put_back = 0",
+        state.created_at, state.last_sequence, message_id, what,
     )  # fmt: skip
 
 
-async def note_refilled_to(connection: Connection, stream: str, to: UUID, put_back: int) -> None:
+async def note_refilled_to(connection: Connection, mark: Mark, to: UUID, put_back: int) -> None:
     """In the transaction of what was put back; the lease is renewed with it."""
-    await connection.execute(
-        "UPDATE stream_marks SET refilled_to = $2, put_back = put_back + $3, leased_until = now() + $4 "
-        "WHERE stream = $1",
-        stream, to, put_back, LEASE,
-    )  # fmt: skip
-
-
-async def note_refilled(connection: Connection, stream: str) -> int:
-    """The loss is made good: how much was put back."""
-    found: int = await connection.fetchval(
-        "UPDATE stream_marks SET refilled_at = now() WHERE stream = $1 RETURNING put_back", stream
+    await _write(
+        connection, mark, "refilled_to = $3, put_back = put_back + $4, leased_until = now() + $5", to, put_back, LEASE
     )
-    return found
+
+
+async def note_refilled(connection: Connection, mark: Mark) -> int:
+    """The loss is made good: how much was put back."""
+    return await _write(connection, mark, "refilled_at = now()")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What a stream holds: how it is, what stands at a place, and all of it from one end to the other."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from secrets import token_hex
@@ -10,6 +11,7 @@ from uuid import UUID
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
@@ -59,6 +61,17 @@ async def message_id_at(js: JetStreamContext, stream: str, sequence: int) -> str
     return None if message is None else (message.headers or {}).get("Nats-Msg-Id", "")
 
 
+@asynccontextmanager
+async def _a_look() -> AsyncIterator[None]:
+    """A while for many questions; raises `NatsError` where the server does not answer them: a `TimeoutError` inside a
+    transaction would tell that the database is away."""
+    try:
+        async with asyncio.timeout(LOOK_S):
+            yield
+    except OSError as error:
+        raise NatsError("JetStream does not answer") from error
+
+
 async def tails_of(
     js: JetStreamContext, connection: Connection, heads: Sequence[Announced]
 ) -> tuple[list[Tail], list[UUID]]:
@@ -70,7 +83,7 @@ async def tails_of(
             sequence, message_id = await last_message(js, chain_of(head.user_id))
         return sequence, _uuid(message_id)
 
-    async with asyncio.timeout(LOOK_S):
+    async with _a_look():
         found = await asyncio.gather(*(last(head) for head in heads))
     known = await versions_of(connection, [event_id for _, event_id in found if event_id is not None])
     tails: list[Tail] = []
@@ -94,7 +107,7 @@ async def lost_among(js: JetStreamContext, heads: Sequence[Announced]) -> list[A
         async with few:
             return await message_id_at(js, EVENTS_STREAM, head.sequence) == str(head.event_id)
 
-    async with asyncio.timeout(LOOK_S):
+    async with _a_look():
         found = await asyncio.gather(*(stands(head) for head in heads))
     return [head for head, is_there in zip(heads, found, strict=True) if not is_there]
 
@@ -193,7 +206,7 @@ async def letters_missing(js: JetStreamContext, letters: Sequence[AnnouncedLette
         async with few:
             return await _letters_under(js, subject)
 
-    async with asyncio.timeout(LOOK_S):
+    async with _a_look():
         found = dict(zip(subjects, await asyncio.gather(*map(standing, subjects)), strict=True))
     return [letter.id for letter in letters if not {str(letter.id), ALL} & found[letter.subject]]
 

@@ -83,19 +83,24 @@ class Reconciler:
             mark = await lease_mark(connection, stream)
             if mark is None and await is_marked(connection, stream):
                 return False  # another process looks at it
-        more = await self._compare(stream, mark)
+        if mark is None:
+            await self._begin(stream)
+            return False
+        more = await self._compare(mark)
         async with self._database.connection() as connection:
-            await give_back_mark(connection, stream, rest=timedelta() if more else REST)
+            await give_back_mark(connection, mark, rest=timedelta() if more else REST)
         return more
 
-    async def _compare(self, stream: str, mark: Mark | None) -> bool:
+    async def _begin(self, stream: str) -> None:
         state = await self._state(stream)
         newest = await message_id_at(self._js, stream, state.last_sequence)
-        if mark is None:
-            async with self._database.connection() as connection:
-                position = await last_position(connection)
-                await first_mark(connection, stream, state, newest, compared_to=position)
-            return False
+        async with self._database.connection() as connection:
+            position = await last_position(connection)
+            await first_mark(connection, stream, state, newest, compared_to=position)
+
+    async def _compare(self, mark: Mark) -> bool:
+        stream, state = mark.stream, await self._state(mark.stream)
+        newest = await message_id_at(self._js, stream, state.last_sequence)
         at_mark = await message_id_at(self._js, stream, mark.last_sequence)
         loss = mark.loss(state, at_mark)
         compared_to = mark.compared_to
@@ -103,13 +108,13 @@ class Reconciler:
             loss, compared_to = await self._sample(0 if mark.is_passed(state) else mark.compared_to)
         async with self._database.connection() as connection:
             if loss is not None:
-                await note_loss(connection, stream, state, newest, loss)
+                await note_loss(connection, mark, state, newest, loss)
                 self._report(stream, loss)
             else:
-                await move_mark(connection, stream, state, newest, compared_to=compared_to)
+                await move_mark(connection, mark, state, newest, compared_to=compared_to)
         if loss is None and mark.lost_what is None:
             return False
-        return not await self._make_good(stream, after=None if loss is not None else mark.refilled_to)
+        return not await self._make_good(mark, after=None if loss is not None else mark.refilled_to)
 
     def _report(self, stream: str, loss: Loss) -> None:
         self._metrics.stream_losses.labels(stream, loss).inc()
@@ -138,31 +143,31 @@ class Reconciler:
             lost = await lost_among(self._js, heads)
         return ("lacks what was announced" if lost else None), end
 
-    async def _make_good(self, stream: str, *, after: UUID | None) -> bool:
+    async def _make_good(self, mark: Mark, *, after: UUID | None) -> bool:
         """Put back behind a user or a letter, as far as a round goes; True when all is."""
 
         async def keep(connection: Connection, to: UUID, count: int) -> None:
-            await note_refilled_to(connection, stream, to, count)
+            await note_refilled_to(connection, mark, to, count)
 
         until = time.monotonic() + REFILL_S
         while time.monotonic() < until:
-            step = await self._refills[stream].page(after, keep)
+            step = await self._refills[mark.stream].page(after, keep)
             if step is None:
                 await asyncio.sleep(FULL_S)
                 continue
-            self._metrics.stream_put_back.labels(stream).inc(step.put_back)
+            self._metrics.stream_put_back.labels(mark.stream).inc(step.put_back)
             if step.to is None:
-                await self._end(stream)
+                await self._end(mark)
                 return True
             after = step.to
         return False
 
-    async def _end(self, stream: str) -> None:
-        async with self._database.connection() as connection:
-            put_back = await note_refilled(connection, stream)
+    async def _end(self, mark: Mark) -> None:
+        stream, state = mark.stream, await self._state(mark.stream)
+        newest = await message_id_at(self._js, stream, state.last_sequence)
+        async with self._database.transaction() as connection:
             if stream == EVENTS_STREAM:
-                state, position = await self._state(stream), await last_position(connection)
-                newest = await message_id_at(self._js, stream, state.last_sequence)
-                await move_mark(connection, stream, state, newest, compared_to=position)
+                await move_mark(connection, mark, state, newest, compared_to=await last_position(connection))
+            put_back = await note_refilled(connection, mark)
         self._metrics.stream_refilling.labels(stream).set(0)
         log.info("what a stream had lost is put back", stream=stream, count=put_back)

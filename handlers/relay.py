@@ -204,7 +204,9 @@ class Relay:
             except _StreamIsShort:
                 head.is_short = True
             except (NatsError, TimeoutError, OSError, Unavailable, Overloaded, Stale) as error:
-                log.warning("event not announced yet", userId=str(head.user_id), error=type(error).__name__)
+                log.warning(
+                    "event not announced yet", userId=str(head.user_id), error=type(error).__name__, says=str(error)
+                )
 
         async with asyncio.TaskGroup() as users:  # none of them may go on once the locks are given back
             for head in heads:
@@ -256,13 +258,13 @@ class Relay:
             else:
                 if ack.duplicate and self._fence:
                     # It is not last there, or the fence had refused: it was deleted, and the server remembers its id.
-                    raise TimeoutError
+                    raise TimeoutError("the server remembers its id, and does not have it")
                 head.version, head.sequence = event.version, int(ack.seq)
                 return
             await self._find_head(head)
             if head.version >= event.version:
                 return
-        raise TimeoutError
+        raise TimeoutError("what is last on its subject keeps changing")
 
     async def _find_head(self, head: Head) -> None:
         """Another message is last: ours (its ack was lost), a later one of ours, an earlier one, or none of ours.

@@ -9,7 +9,10 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from adapters.event_log import Trail
@@ -18,10 +21,19 @@ from adapters.nats import EVENTS_STREAM, LETTERS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.refill import RETENTION, last_position
-from adapters.stream_marks import first_mark, give_back_mark, lease_mark, note_loss, note_refilled, note_refilled_to
+from adapters.stream_marks import (
+    first_mark,
+    give_back_mark,
+    lease_mark,
+    move_mark,
+    note_loss,
+    note_refilled,
+    note_refilled_to,
+)
 from adapters.stream_reader import StreamState
 from adapters.telemetry import Metrics
 from contracts.events import chain_of
+from domain.refusals import Stale
 from domain.user import User
 from handlers.dead_letters import Announcer
 from handlers.reconciler import Reconciler
@@ -212,15 +224,44 @@ async def test_one_process_at_a_time_looks_at_a_stream(database: Database) -> No
         await first_mark(first, stream, state, "a", compared_to=7)
         leases = await asyncio.gather(lease_mark(first, stream), lease_mark(second, stream))
         assert [lease is None for lease in leases].count(False) == 1
-        await give_back_mark(first, stream, rest=timedelta())
+        late = leases[0] or leases[1]
+        assert late
+        await give_back_mark(first, late, rest=timedelta())
         mark = await lease_mark(second, stream)
         assert mark
         assert (mark.last_sequence, mark.message_id, mark.compared_to, mark.lost_what) == (5, "a", 7, None)
-        await note_loss(second, stream, state, "a", "made anew")
-        await note_refilled_to(second, stream, user := uuid4(), 3)
-        await give_back_mark(second, stream, rest=timedelta())
+        await note_loss(second, mark, state, "a", "made anew")
+        await note_refilled_to(second, mark, user := uuid4(), 3)
+        await give_back_mark(second, mark, rest=timedelta())
         again = await lease_mark(first, stream)  # whoever comes next goes on where the other was
         assert again
         assert (again.lost_what, again.refilled_to) == ("made anew", user)
-        assert await note_refilled(first, stream) == 3
+        assert await note_refilled(first, again) == 3
+        for write in (  # whose lease is over changes nothing any more
+            move_mark(first, late, state, "z", compared_to=99),
+            note_loss(first, late, state, "z", "made anew"),
+            note_refilled_to(first, mark, uuid4(), 3),
+            note_refilled(first, mark),
+            give_back_mark(first, late, rest=timedelta()),
+        ):
+            with pytest.raises(Stale):
+                await write
         await first.execute("DELETE FROM stream_marks WHERE stream = $1", stream)
+
+
+class Silent(JetStreamContext):
+    """A JetStream that does not answer."""
+
+    async def get_last_msg(self, *_: object, **__: object) -> RawStreamMsg:
+        raise NatsTimeout
+
+
+async def test_a_silent_jetstream_is_not_held_against_the_database(
+    database: Database, personal: PersonalData, trail: Trail, events_bus: Client, start: int
+) -> None:
+    async with relayed(database, events_bus, personal):
+        await a_past(database, personal, trail)
+    for _ in range(6):
+        with pytest.raises(NatsError, match="does not answer"):
+            await EventsRefill(database, Silent(events_bus), from_position=start).page(None)
+    assert database.breaker.state == "closed"

@@ -9,7 +9,10 @@ from adapters.stream_marks import Loss, Mark
 from adapters.stream_reader import StreamState
 from tests.builders import NOW
 
-MARK = Mark(created_at=NOW, last_sequence=100, message_id="a", compared_to=0, lost_what=None, refilled_to=None)
+MARK = Mark(
+    stream="S", looked_at=NOW, created_at=NOW, last_sequence=100, message_id="a", compared_to=0, lost_what=None,
+    refilled_to=None,
+)  # fmt: skip
 STATE = StreamState(created_at=NOW, first_sequence=1, last_sequence=100)
 CASES: list[tuple[str, StreamState, str | None, Loss | None]] = [
     ("the same", STATE, "a", None),
