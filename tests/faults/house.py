@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nats
 import psutil  # type: ignore[import-untyped]
@@ -16,7 +16,7 @@ from nats.aio.client import Client as NatsClient
 from nats.js.errors import NotFoundError
 
 from adapters.embedded import Addresses, EmbeddedServers
-from adapters.embedded_state import EmbeddedFailure
+from adapters.embedded_state import LOOPBACK, EmbeddedFailure
 from adapters.keys import write_keys
 from adapters.mail_sink import MailSink
 from tests import forking
@@ -187,6 +187,24 @@ class House:
             yield
         finally:
             await self.sink.__aenter__()
+
+    @asynccontextmanager
+    async def silent_mail(self) -> AsyncIterator[None]:
+        """The mail server takes connections and answers nothing while the block lasts, as one that is stopped."""
+        taken: list[asyncio.Transport] = []
+
+        class Silent(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                taken.append(cast(asyncio.Transport, transport))
+
+        async with self.without_mail():
+            server = await asyncio.get_running_loop().create_server(Silent, LOOPBACK, self.sink.port)
+            try:
+                yield
+            finally:
+                server.close()
+                for transport in taken:
+                    transport.abort()
 
     @asynccontextmanager
     async def without(self, name: str) -> AsyncIterator[None]:

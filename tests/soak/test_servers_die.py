@@ -34,9 +34,9 @@ async def house(_house: House) -> AsyncIterator[House]:
 
 @asynccontextmanager
 async def befallen(house: House, who: str, how: str) -> AsyncIterator[None]:
-    """It is dead or asleep while the block lasts. Mail that nobody takes and mail that hangs come to the same here."""
+    """It is dead or asleep while the block lasts. The mail server lives in this process, and is played."""
     if who == "mail":
-        async with house.without_mail():
+        async with house.silent_mail() if how == "SIGSTOP" else house.without_mail():
             yield
     elif how == "SIGSTOP":
         with house.frozen(who):
