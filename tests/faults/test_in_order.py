@@ -1,13 +1,14 @@
 """A group that asks for order takes nothing of a user past what it could not deal with, and meanwhile all of others."""
 
 import asyncio
+import json
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from tests.faults.house import House
 from tests.faults.ledger import Ledger, emails
 from tests.faults.test_dead_letters import Ward, ended, letters_stand, mail_server
-from tests.gateway import Gateway, database
+from tests.gateway import Gateway, database, stored_events
 from tests.program import eventually
 
 IN_ORDER = {"USER_SERVICE_IN_ORDER": "email"}
@@ -133,3 +134,23 @@ async def test_a_discarded_letter_lets_the_later_events_go(house: House) -> None
 
         await eventually(is_closed, within_s=20, what="the held event to go on")
     assert [to for to, _ in server.received].count([wanted[0]]) == 1
+
+
+async def test_nothing_waits_behind_what_somebody_else_wrote(house: House) -> None:
+    wanted, ledger = emails(1), Ledger()
+    async with house.run(**IN_ORDER), house.gateway() as client, house.worker() as bus:
+        await ledger.register(client, wanted, at_once=1)
+        user_id = ledger.user_ids[wanted[0]]
+        await all_dealt_with(house, user_id)
+        subject = f"users.events.v1.EmailVerificationRequested.{user_id}"
+        [event] = await stored_events(house.ready, subject)
+        body = json.dumps(event | {"data": event["data"] | {"email": "mallory@example.com"}}).encode()
+        await bus.jetstream().publish(subject, body, headers={"Nats-Msg-Id": str(uuid4())})
+
+        async def is_dead() -> bool:
+            return await states(house, user_id) == ["dead"]
+
+        await eventually(is_dead, within_s=20, what="the letter of the forgery")
+        await ask_again(client, wanted[0], 2)
+        await all_dealt_with(house, user_id)
+        assert await states(house, user_id) == ["dead"]
