@@ -14,7 +14,7 @@ from nats.js import JetStreamContext
 
 from adapters.inbox import announce_again, announced_letters
 from adapters.postgres import Connection, Database
-from adapters.refill import RETENTION, count_missing, heads_page, outbox_is_full, put_back
+from adapters.refill import RETENTION, Tail, count_missing, heads_page, outbox_is_full, put_back
 from adapters.stream_reader import letters_missing, tails_of
 
 log = structlog.get_logger()
@@ -58,30 +58,32 @@ class EventsRefill:
                 return None
         since = datetime.now(UTC) - RETENTION
         async with self._database.transaction() as connection:
-            page = await heads_page(
-                connection, after, from_position=self._from, since=since, users_max=USERS_MAX, lock=True
-            )
-            if page.last is None:
+            last, tails, foreign = await self._compare(connection, after, since, lock=True)
+            if last is None:
                 return Step(None, 0)
-            tails, foreign = await tails_of(self._js, connection, page.heads)
             count = await put_back(connection, tails, from_position=self._from, since=since)
-            await keep(connection, page.last, count)
+            await keep(connection, last, count)
         for user_id in foreign:
             log.error("a message on a user's subject is no event of theirs", userId=str(user_id))
-        return Step(page.last, count, len(page.heads), len(foreign))
+        return Step(last, count, len(tails) + len(foreign), len(foreign))
 
     async def look(self, after: UUID | None) -> Step:
         """What a page would put back; nothing is changed or locked."""
         since = datetime.now(UTC) - RETENTION
         async with self._database.connection() as connection:
-            page = await heads_page(
-                connection, after, from_position=self._from, since=since, users_max=USERS_MAX, lock=False
-            )
-            if page.last is None:
-                return Step(None, 0)
-            tails, foreign = await tails_of(self._js, connection, page.heads)
+            last, tails, foreign = await self._compare(connection, after, since, lock=False)
             count = await count_missing(connection, tails, from_position=self._from, since=since)
-        return Step(page.last, count, len(page.heads), len(foreign))
+        return Step(last, count, len(tails) + len(foreign), len(foreign))
+
+    async def _compare(
+        self, connection: Connection, after: UUID | None, since: datetime, *, lock: bool
+    ) -> tuple[UUID | None, list[Tail], list[UUID]]:
+        """The last of the next users, None behind all; their tails; and those who have none of their own."""
+        page = await heads_page(
+            connection, after, from_position=self._from, since=since, users_max=USERS_MAX, lock=lock
+        )
+        tails, foreign = await tails_of(self._js, connection, page.heads)
+        return page.last, tails, foreign
 
 
 class LettersRefill:
