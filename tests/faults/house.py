@@ -6,7 +6,7 @@ import os
 import signal
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -217,16 +217,19 @@ class House:
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """A server takes what is sent and answers nothing while the block lasts; PostgreSQL is many processes."""
+        """A server takes what is sent and answers nothing while the block lasts; PostgreSQL is many processes, of which
+        one that had just ended is gone as soon as the first one runs again."""
         first = psutil.Process(self.servers.pid_of(name))
         processes = [first, *first.children(recursive=True)]
         for process in processes:
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
         try:
             yield
         finally:
             for process in processes:
-                process.resume()
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     async def kill(self, name: str) -> None:
         """SIGKILL a server; `bring_back` starts it again on its port and data."""
