@@ -264,11 +264,11 @@ def stream_configs(settings: Settings) -> tuple[StreamConfig, ...]:
         replace(base, name=EVENTS_STREAM, subjects=["users.events.>"], max_bytes=settings.stream_bytes_max),
         replace(base, name=LETTERS_STREAM, subjects=["users.dead-letters.>"], max_bytes=settings.letters_bytes_max),
         replace(base, name=REPLAYS_STREAM, subjects=["users.replay.>"], retention=RetentionPolicy.WORK_QUEUE),
-        # What the server says when it gives a delivery up; kept here, since nobody may be listening when it says so.
+        # What the server says when it gives a delivery of ours up; nobody may be listening when it says so.
         replace(
             base,
             name=ADVISORIES_STREAM,
-            subjects=[f"{_GIVEN_UP}.{EVENTS_STREAM}.*", f"{_GIVEN_UP}.{REPLAYS_STREAM}.*"],
+            subjects=[f"{_GIVEN_UP}.{durable.stream}.{durable.name}" for durable in durables(EVENT_GROUPS)],
             retention=RetentionPolicy.WORK_QUEUE,
         ),
         # Kept without end, as far as its bytes go: the newest heads must always find room.

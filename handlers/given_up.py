@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import structlog
 from nats.aio.client import Client
@@ -18,7 +19,7 @@ from structlog.contextvars import bind_contextvars
 
 from adapters.event_log import request_id_of_event
 from adapters.inbox import add_letter, done_among
-from adapters.nats import EVENT_GROUPS, REPLAYS_STREAM, message_at
+from adapters.nats import EVENT_GROUPS, REPLAYS_STREAM, Durable, durables, message_at
 from adapters.postgres import Database
 from adapters.telemetry import Metrics
 from domain.refusals import Overloaded, Stale, Unavailable
@@ -27,6 +28,29 @@ from handlers.delivery import Claim
 log = structlog.get_logger()
 
 AGAIN_S = 5.0
+
+
+_OURS = {durable.name: durable for durable in durables(EVENT_GROUPS)}
+
+
+class Advisory(NamedTuple):
+    """A delivery that the server gave up: of which durable of ours, and what."""
+
+    durable: Durable
+    sequence: int
+    deliveries: int
+
+
+def _read(body: bytes) -> Advisory | None:
+    """None where it is not about a durable of ours: a listener has its own, and whoever may ask JetStream can have it
+    write anything anywhere."""
+    try:
+        said = json.loads(body)
+        durable = _OURS[said["consumer"]]
+        found = Advisory(durable, int(said["stream_seq"]), int(said["deliveries"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if said.get("stream") == durable.stream else None
 
 
 class GivenUp:
@@ -44,8 +68,14 @@ class GivenUp:
 
     async def deliver(self, message: Msg) -> None:
         """See one advisory to its end. It is read again later where a server is away."""
+        advisory = _read(message.data)
+        if advisory is None:
+            log.error("an advisory is none of the server's about a group of ours")
+            with suppress(NatsError):
+                await message.term()
+            return
         try:
-            await self._bury(json.loads(message.data))
+            await self._bury(advisory)
         except (Unavailable, Overloaded, Stale, NatsError, TimeoutError, OSError) as error:
             log.warning("a delivery that was given up waits for its letter", error=type(error).__name__)
             with suppress(NatsError):
@@ -53,15 +83,13 @@ class GivenUp:
             return
         await message.ack()
 
-    async def _bury(self, advisory: dict[str, object]) -> None:
+    async def _bury(self, advisory: Advisory) -> None:
         """A letter for what the stream still holds there, unless its group has dealt with it."""
-        stream, sequence = str(advisory["stream"]), int(str(advisory["stream_seq"]))
-        durable, deliveries = str(advisory["consumer"]), int(str(advisory["deliveries"]))
+        group, stream, sequence = advisory.durable.group, advisory.durable.stream, advisory.sequence
         given_up = await message_at(self._js, stream, sequence)
         if given_up is None:
             log.warning("a message that was given up is gone", stream=stream, sequence=sequence)
             return
-        group = durable.removesuffix("-replay")
         self._metrics.given_up.labels(group).inc()
         claim = Claim.of(given_up.subject or "", given_up.data or b"", stream, sequence)
         async with self._database.connection() as connection:
@@ -80,10 +108,10 @@ class GivenUp:
                     subject=given_up.subject or "",
                     body=given_up.data or b"",
                     headers=dict(given_up.headers or {}),
-                    deliveries=deliveries,
+                    deliveries=advisory.deliveries,
                     stream=stream,
                     stream_sequence=sequence,
-                    durable=durable,
+                    durable=advisory.durable.name,
                 )
                 self._metrics.dead_letters.labels(group, "worker_died").inc()
                 log.error("dead letter", reason="worker_died")

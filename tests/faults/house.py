@@ -180,6 +180,15 @@ class House:
             await nc.close()
 
     @asynccontextmanager
+    async def listener(self) -> AsyncIterator[NatsClient]:
+        """A connection with the rights of another service."""
+        nc = await nats.connect(self.at.nats_urls["listener"], inbox_prefix=b"_INBOX.listener", allow_reconnect=False)
+        try:
+            yield nc
+        finally:
+            await nc.close()
+
+    @asynccontextmanager
     async def without_mail(self) -> AsyncIterator[None]:
         """The mail server is away while the block lasts, and comes back on its port."""
         await self.sink.__aexit__(None, None, None)

@@ -4,16 +4,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from aiosmtpd.smtp import Envelope
 from nats.errors import TimeoutError as NatsTimeout
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from tests.faults.house import House
 from tests.faults.ledger import Ledger, emails
 from tests.gateway import Gateway, database
 from tests.integration.mail_server import MailServer
+from tests.program import eventually
 
 NOT_NOW = "450 4.2.1 the mailbox {} is busy, try again in {}.5 s"
 QUICK = {"USER_SERVICE_DELIVERY_PAUSES": "0.1"}
@@ -251,3 +254,40 @@ async def test_what_the_server_gave_up_while_nobody_listened_becomes_a_letter(ho
     assert {(row["reason"], row["deliveries"]) for row in found} == {("worker_died", 6)}
     assert sorted(row["version"] for row in found) == [1, 1, 2, 2]
     assert all(json.loads(row["body"])["id"] for row in found)
+
+
+async def advisories_read(house: House) -> int:
+    """How many were handed out, once none is left."""
+    async with house.worker() as nc, asyncio.timeout(20):
+        while True:
+            place = await nc.jetstream().consumer_info("USER_ADVISORIES", "given-up")
+            if not place.num_pending and not place.num_ack_pending:
+                return place.delivered.consumer_seq if place.delivered else 0
+            await asyncio.sleep(0.05)
+
+
+async def test_what_others_give_up_or_make_up_is_no_letter_of_ours(house: House) -> None:
+    advisories = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.USER_EVENTS"
+    async with house.run(**QUICK), house.gateway() as client, house.listener() as listener:
+        before, js = await advisories_read(house), listener.jetstream()
+        own = ConsumerConfig(durable_name="billing", ack_policy=AckPolicy.EXPLICIT, max_deliver=1, ack_wait=0.3)
+        await js.add_consumer("USER_EVENTS", own)
+        ledger = Ledger()
+        await ledger.register(client, emails(1), at_once=1)
+        subscription = await js.pull_subscribe_bind("billing", "USER_EVENTS")
+        assert await subscription.fetch(2, timeout=5)  # and never acknowledges them
+        await js.add_consumer("USER_EVENTS", replace(own, durable_name="none", filter_subject="users.events.v1.None.>"))
+        nothing = json.dumps({"batch": 1, "no_wait": True}).encode()
+        for _ in range(3):  # the status that answers a pull goes wherever it says, without a body
+            await listener.publish("$JS.API.CONSUMER.MSG.NEXT.USER_EVENTS.none", nothing, reply=f"{advisories}.email")
+
+        async def all_are_read() -> bool:
+            return await advisories_read(house) == before + 3
+
+        await eventually(all_are_read, within_s=20, what="what was made up to be read")
+        await asyncio.sleep(2)
+        assert await advisories_read(house) == before + 3, "none comes again, and none is of the listener's own"
+        async with database(house.ready) as rows:
+            assert not await rows.fetchval("SELECT count(*) FROM dead_letters WHERE group_name = 'billing'")
+        for name in ("billing", "none"):
+            await js.delete_consumer("USER_EVENTS", name)
