@@ -17,6 +17,7 @@ from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.redis import Redis
 from adapters.settings import Settings
+from adapters.smtp import Mailer
 from contracts.health import Health
 from handlers.console.audit import audit_routes
 from handlers.console.door import Door
@@ -110,7 +111,10 @@ async def _console(
     settings: Settings, bus: OperatorBus, first: FirstAdmin, check: Check, start: Start, wishes: Wishes
 ) -> AsyncIterator[None]:
     link = await _link(wishes, first)
-    figures = Figures(bus, check)
+    mailer = Mailer(
+        settings.smtp_url.get_secret_value(), sender=settings.mail_from, allow_plaintext=settings.allow_plaintext
+    )
+    figures = Figures(bus, check, mailer)
     url = settings.console_url
     means = Means(
         bus,
@@ -126,9 +130,11 @@ async def _console(
     served: list[BaseRoute] = [Mount("/", app=Door(inner, url))]
     async with http_server(served, host=settings.console_host, port=settings.console_port, variable=_PORT) as port:
         start(figures.run(), "figures")
+        start(figures.watch_mail(), "mail server, seen by the console")
         at = url or f"http://{settings.console_host}:{port}"
         wishes.say(Served(at, f"{at}/first?token={link.new()}" if link is not None else None))
         yield
+    await mailer.close()
 
 
 def _operators_url(settings: Settings) -> str:

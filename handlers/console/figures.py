@@ -12,7 +12,9 @@ from typing import TypeVar
 from adapters.bus_client import BusFailure
 from adapters.nats import EVENT_GROUPS, EVENTS_STREAM, LETTERS_STREAM, TAKING_GROUPS
 from adapters.operator_bus import Consumer, OperatorBus, Process
-from contracts.health import Health
+from adapters.smtp import Mailer
+from contracts.health import Check, Health
+from handlers.measures import MAIL_S, mail_answers
 
 WATCHED_S = 2.0
 UNWATCHED_S = 10.0
@@ -49,9 +51,11 @@ class Point:
 class Figures:
     """Looks for ever; readers take what was seen last."""
 
-    def __init__(self, bus: OperatorBus, check: Callable[[], Awaitable[Health]]) -> None:
+    def __init__(self, bus: OperatorBus, check: Callable[[], Awaitable[Health]], mailer: Mailer) -> None:
         self._bus = bus
         self._check = check
+        self._mailer = mailer
+        self._mail: Check | None = None
         self._read_at = float("-inf")
         self._looks_soon = asyncio.Event()
         self._points: deque[Point] = deque(maxlen=POINTS_MAX)
@@ -78,9 +82,30 @@ class Figures:
                 except TimeoutError:
                     continue
 
+    async def watch_mail(self) -> None:
+        """Ask the mail server for ever: seldom, and as long as a mail server may take to answer."""
+        while True:
+            began = time.perf_counter()
+            is_there = await mail_answers(self._mailer)
+            self._mail = Check(
+                name="smtp",
+                status="healthy" if is_there else "degraded",
+                response_time_ms=round((time.perf_counter() - began) * 1000, 1),
+                message="ok" if is_there else "not available",
+            )
+            await asyncio.sleep(MAIL_S)
+
+    async def _check_all(self) -> Health:
+        """With the mail server, which no request waits for, and without which no mail goes out."""
+        health = await self._check()
+        if self._mail is None:
+            return health
+        status = self._mail.status if health.status == "healthy" else health.status
+        return health.model_copy(update={"checks": [*health.checks, self._mail], "status": status})
+
     async def _look(self) -> Sample:
         health, consumers, processes, streams = await asyncio.gather(
-            self._check(),
+            self._check_all(),
             _or_none(self._bus.consumers(TAKING_GROUPS)),
             _or_none(self._bus.processes()),
             _or_none(self._bus.streams()),

@@ -26,7 +26,7 @@ def overview_routes(means: Means, figures: Figures) -> list[BaseRoute]:
 
 async def overview(visit: Visit, *, figures: Figures) -> Response:
     """The whole page; it asks for the letters by itself, so that it is there also when they cannot be read."""
-    await visit.look(now=time.monotonic())
+    await _require_operator(visit)
     return visit.page("overview.html", **_now(figures))
 
 

@@ -195,6 +195,7 @@ async def test_who_lost_the_role_sees_no_figures_any_more(client: Gateway, visit
         return (await visitor.get("/overview/history")).status == 403
 
     await eventually(is_refused, within_s=15, what="the loss of the role")
+    assert [(await visitor.get(path)).status for path in ("/", "/overview/now", "/overview/letters")] == [403] * 3
 
 
 async def test_what_a_stranger_wrote_is_text_on_every_page(client: Gateway, operator: Browser) -> None:

@@ -85,8 +85,17 @@ async def test_whoever_has_the_link_becomes_the_first_admin_and_nobody_after_the
 
 
 async def test_the_overview_says_what_is_away_when_no_operation_can_be_answered(house: House) -> None:
-    async with house.run("requests", "console", **at_house(house)) as run, browser(console_of(run)) as operator:
+    async with (
+        house.without_mail(),
+        house.run("requests", "console", **at_house(house)) as run,
+        browser(console_of(run)) as operator,
+    ):
         assert (await operator.sign_in(ADMIN_EMAIL, ADMIN_PASSWORD)).heading == "Overview"
+
+        async def mail_is_missed() -> bool:
+            return '<li class="tile degraded"><b>smtp</b>' in (await operator.get("/overview/now")).text
+
+        await eventually(mail_is_missed, within_s=10, what="the overview to say that the mail server is away")
 
         async def says(word: str) -> bool:
             return f'<span class="state {word}' in (await operator.get("/overview/now")).text
