@@ -18,18 +18,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
+from adapters.bound_children import LIBC, ending_with_us
 from adapters.embedded_state import EmbeddedFailure
 from adapters.private_files import write_private
 
 STOP_LIMIT_SECONDS = 10.0
 
-_PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER = 0x10000000
 _MAPPED_ID = 1000
 _LOG_BYTES_MAX = 20 * 1024 * 1024
 _START_TIME_TOLERANCE_SECONDS = 1.0
-# Loaded before any fork: between fork and exec nothing may be imported.
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Command:
 def enter_user_namespace() -> None:
     """Become an ordinary user in this process' eyes while files stay root's: for programs that refuse root."""
     user, group = os.geteuid(), os.getegid()
-    if _LIBC.unshare(_CLONE_NEWUSER) != 0:
+    if LIBC.unshare(_CLONE_NEWUSER) != 0:
         raise OSError(ctypes.get_errno(), "unshare refused")
     for name, text in (
         ("setgroups", "deny"),
@@ -80,21 +78,6 @@ def identity_of(account: pwd.struct_passwd) -> Callable[[], None]:
     return become
 
 
-def _before_exec(parent: int, command: Command) -> Callable[[], None]:
-    """Return what runs in the child between fork and exec."""
-
-    def run() -> None:
-        if command.identity is not None:
-            command.identity()
-        if sys.platform == "linux":
-            # After the change of identity, which would clear it.
-            _LIBC.prctl(_PR_SET_PDEATHSIG, int(command.stop_signal), 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return run
-
-
 @contextmanager
 def _log_for_appending(path: Path) -> Iterator[int]:
     if path.exists() and path.stat().st_size > _LOG_BYTES_MAX:
@@ -125,7 +108,7 @@ class Child:
                     stderr=log,
                     env=dict(command.environment),
                     start_new_session=True,
-                    preexec_fn=_before_exec(os.getpid(), command),
+                    preexec_fn=ending_with_us(command.stop_signal, command.identity),
                 )
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedFailure(f"cannot run {command.argv[0]}: {error}") from error

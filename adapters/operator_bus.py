@@ -57,12 +57,14 @@ class OperatorBus:
     def is_connected(self) -> bool:
         return bool(self.client.is_connected)
 
-    async def ask(self, operation: str, body: Mapping[str, object], headers: Mapping[str, str]) -> dict[str, Any]:
+    async def ask(
+        self, operation: str, body: Mapping[str, object], headers: Mapping[str, str], *, timeout_s: float = ASK_S
+    ) -> dict[str, Any]:
         """The reply's envelope, an error's too; raises `BusFailure` when nobody answers."""
         if not self.is_connected:
             raise BusFailure("NATS is away")  # what was buffered would be carried out later
         sent = json.dumps(body).encode()
-        reply, _ = await request(self.client, f"users.v1.{operation}", sent, headers=headers, timeout_s=ASK_S)
+        reply, _ = await request(self.client, f"users.v1.{operation}", sent, headers=headers, timeout_s=timeout_s)
         return reply
 
     async def consumers(self, groups: Sequence[str]) -> list[Consumer]:

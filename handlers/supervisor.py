@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from adapters.bound_children import ending_with_us
 from adapters.nats import close, connect
 from adapters.postgres import Database
 from adapters.redis import Redis
@@ -58,22 +60,33 @@ async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number
     loop = asyncio.get_running_loop()
     while not stop.is_set():
         began = loop.time()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "handlers.start", "run", *groups,
-            env=os.environ | {"USER_SERVICE_SUPERVISED": "1", "PROMETHEUS_MULTIPROC_DIR": figures},
-        )  # fmt: skip
-        await _until_ended(process, stop)
-        mark_process_dead(process.pid, figures)  # type: ignore[no-untyped-call]
+        try:
+            process = await _start(groups, figures)
+        except (OSError, subprocess.SubprocessError) as error:
+            how: int | str | None = type(error).__name__  # too many processes, too little memory: for a while
+        else:
+            await _until_ended(process, stop)
+            mark_process_dead(process.pid, figures)  # type: ignore[no-untyped-call]
+            how = process.returncode
         if stop.is_set():
             return
         ended.inc()
         pause_s = PAUSE_S_MIN if loop.time() - began > STEADY_S else min(pause_s * 2, PAUSE_S_MAX)
-        log.error("worker ended", worker=number, exit=process.returncode, startsAgainInS=pause_s)
+        log.error("worker ended", worker=number, exit=how, startsAgainInS=pause_s)
         try:
             async with asyncio.timeout(pause_s):
                 await stop.wait()
         except TimeoutError:
             continue
+
+
+async def _start(groups: Sequence[str], figures: str) -> asyncio.subprocess.Process:
+    """A worker, which is asked to end where its supervisor dies."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "handlers.start", "run", *groups,
+        env=os.environ | {"USER_SERVICE_SUPERVISED": "1", "PROMETHEUS_MULTIPROC_DIR": figures},
+        preexec_fn=ending_with_us(signal.SIGTERM),
+    )  # fmt: skip
 
 
 async def _until_ended(process: asyncio.subprocess.Process, stop: asyncio.Event) -> None:
@@ -90,3 +103,5 @@ async def _until_ended(process: asyncio.subprocess.Process, stop: asyncio.Event)
             await ending
     finally:
         stopping.cancel()
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)

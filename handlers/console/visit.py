@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -27,6 +28,8 @@ FIELDS_MAX = 1100
 LOOK_S = 5.0
 LOOK_PATIENCE_S = 2.0
 """So long a page that shows no operation's answer may trust what the service said of its reader."""
+RENEWAL_S, RENEWAL_TRIES = 3.0, 3
+"""In all within the ten seconds in which a refresh token that was spent a moment ago is answered for once more."""
 _OVER = frozenset({"TOKEN_EXPIRED", "INVALID_TOKEN"})
 _NO_ANSWER = "load the page again to see what has become of it; the overview says what is away."
 _PROOFS = {"REAUTHENTICATION_REQUIRED": "/again", "TWO_FACTOR_REQUIRED": "/second-factor"}
@@ -158,7 +161,7 @@ class Visit:
             await asyncio.shield(self._spend(body))
 
     async def _spend(self, body: dict[str, str]) -> None:
-        reply = await self.means.bus.ask("auth.refresh", body, call_headers(self.request, self.means))
+        reply = await self._renewal(body)
         error = reply.get("error")
         if error is None:
             self.take(reply["data"]["tokens"])
@@ -167,6 +170,14 @@ class Visit:
         else:
             self.means.sessions.close(self.cookie)
             raise SignedOut
+
+    async def _renewal(self, body: dict[str, str]) -> dict[str, Any]:
+        """A lost answer is asked for again while the service still gives it: later the spent token counts as stolen."""
+        headers = call_headers(self.request, self.means)
+        for _ in range(RENEWAL_TRIES - 1):
+            with suppress(BusFailure):
+                return await self.means.bus.ask("auth.refresh", body, headers, timeout_s=RENEWAL_S)
+        return await self.means.bus.ask("auth.refresh", body, headers, timeout_s=RENEWAL_S)
 
     def take(self, tokens: Mapping[str, Any]) -> None:
         """New tokens of the same session."""

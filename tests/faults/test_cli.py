@@ -14,7 +14,10 @@ from uuid import uuid4
 
 import asyncpg
 import psutil  # type: ignore[import-untyped]
+import pytest
+from prometheus_client import Counter
 
+from handlers import supervisor
 from tests.faults.house import ADMIN_EMAIL, ADMIN_PASSWORD, House
 from tests.gateway import new_email
 from tests.program import command, until
@@ -170,6 +173,34 @@ async def test_create_admin_holds_to_the_rules_for_passwords(house: House) -> No
     assert (weak[0], taken[0]) == (1, 1)
     require_one_line(weak[2], "password")
     require_one_line(taken[2], ADMIN_EMAIL)
+
+
+async def test_workers_end_with_their_supervisor(house: House) -> None:
+    async with house.run("--workers", "2", "requests") as run:
+        workers = psutil.Process(run.process.pid).children()
+        assert len(workers) == 2
+        run.process.send_signal(signal.SIGKILL)
+        await until(lambda: not any(worker.is_running() for worker in workers), within_s=15, what="the workers to end")
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[asyncio.subprocess.Process] = []
+    refused = iter([False, True, False])
+    real = asyncio.create_subprocess_exec
+
+    async def start(*_: object, **__: object) -> asyncio.subprocess.Process:
+        if next(refused):
+            raise BlockingIOError(11, "no more processes")
+        started.append(await real("sleep", "60" if started else "0"))
+        return started[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    ended, stop = Counter("ends", "of workers", registry=None), asyncio.Event()
+    keeping = asyncio.create_task(supervisor._keep(["requests"], str(tmp_path), stop, 0, ended))
+    await until(lambda: len(started) == 2, within_s=10, what="another start")
+    keeping.cancel()  # something else has ended the supervisor
+    await asyncio.wait([keeping])
+    assert await asyncio.wait_for(started[1].wait(), 5) == -signal.SIGTERM
 
 
 async def test_workers_are_counted_together_started_again_and_stopped(house: House) -> None:

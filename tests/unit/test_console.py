@@ -10,9 +10,12 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from adapters.bus_client import BusFailure
+from domain.session import Lifetimes
 from handlers.console import sessions
 from handlers.console.acts import ACTS
 from handlers.console.door import POLICY, Door
@@ -218,6 +221,31 @@ async def test_a_proof_that_is_asked_for_is_shown_and_then_the_act_goes_on(code:
     path = {"REAUTHENTICATION_REQUIRED": "/again", "TWO_FACTOR_REQUIRED": "/second-factor"}[code]
     assert httpx.URL(reply.headers["location"]).path == path
     assert httpx.URL(reply.headers["location"]).params["next"] == "/users/1/suspend?x=1&why=a+%26+b"
+
+
+async def test_a_lost_answer_to_a_renewal_is_asked_for_again_within_the_grace() -> None:
+    class Lossy:
+        waited_s = 0.0
+
+        async def ask(
+            self, operation: str, body: Mapping[str, object], headers: Mapping[str, str], *, timeout_s: float = 10
+        ) -> dict[str, Any]:
+            if operation == "me.get":
+                is_new = headers["Authorization"] == "Bearer new"
+                return {"data": {"user": 1}} if is_new else {"error": {"code": "TOKEN_EXPIRED", "message": "Over."}}
+            assert body == {"refreshToken": "a refresh token"}
+            self.waited_s += timeout_s
+            if self.waited_s < 3 * timeout_s:
+                raise BusFailure("no answer")
+            return {"data": {"tokens": {"accessToken": "new", "refreshToken": "next"}}}
+
+    bus = Lossy()
+    means = Means(bus, Sessions(), secure=False, has_inbox=False, needs_second_factor=False)  # type: ignore[arg-type]
+    session = a_session()
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("127.0.0.1", 1)})
+    assert await Visit(means, request, session, means.sessions.open(session)).call("me.get") == {"data": {"user": 1}}
+    assert session.refresh.get_secret_value() == "next"
+    assert bus.waited_s < Lifetimes().grace.total_seconds()
 
 
 def test_a_cookie_is_the_hosts_own_where_there_is_https() -> None:
