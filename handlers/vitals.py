@@ -27,7 +27,9 @@ from domain.refusals import Overloaded, Stale, Unavailable
 
 PROBE_S = 0.2
 SILENT_S = 5.0
-"""So long a connection may wait with its first request."""
+"""So long a connection may wait with a request, and at most twice as long."""
+BUSY_LOOKS = 6
+"""So many times as long may an answer take, with its reader's time."""
 _DISK_FREE_MIN = 0.05
 _MEMORY_FREE_MIN = 0.05
 _STARTED = time.monotonic()
@@ -131,15 +133,23 @@ class PortTaken(Exception):
 
 
 class _Prompt(H11Protocol):
-    """Whoever connects asks soon: connections that stay silent would take the places of all others."""
+    """Whoever connects asks soon, and soon again, and takes what is answered: connections that stay silent would take
+    the places of all others."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(SILENT_S, self._end_if_silent)
+        self.loop.call_later(SILENT_S, self._look, (None, True), 0)
 
-    def _end_if_silent(self) -> None:
-        if getattr(self, "cycle", None) is None and not self.transport.is_closing():  # no request has begun
-            self.transport.close()
+    def _look(self, before: tuple[object, bool], looks: int) -> None:
+        if self.transport.is_closing():
+            return
+        cycle = getattr(self, "cycle", None)
+        now = cycle, cycle is None or cycle.response_complete
+        looks = looks + 1 if now == before else 0
+        if looks >= (1 if now[1] else BUSY_LOOKS):
+            self.transport.abort()
+        else:
+            self.loop.call_later(SILENT_S, self._look, now, looks)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -152,9 +162,12 @@ class _Uvicorn(uvicorn.Server):
 
 @asynccontextmanager
 async def http_server(
-    routes: list[BaseRoute], *, host: str, port: int, variable: str = "HTTP_PORT"
+    routes: list[BaseRoute], *, host: str, port: int, variable: str = "HTTP_PORT", behind_proxy: bool = False
 ) -> AsyncIterator[int]:
-    """Serve while the block lasts; yields the port, which is a free one where 0 was asked. Raises `PortTaken`."""
+    """Serve while the block lasts; yields the port, which is a free one where 0 was asked. Raises `PortTaken`.
+
+    `behind_proxy` takes a browser's address from the proxies that uvicorn trusts (`FORWARDED_ALLOW_IPS`).
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -165,7 +178,7 @@ async def http_server(
         raise PortTaken(f"HTTP port {port} on {host} is taken: set {variable} to another ({error.strerror})") from error
     config = uvicorn.Config(
         Starlette(routes=routes), lifespan="off", log_config=None, access_log=False, server_header=False,
-        limit_concurrency=100, timeout_graceful_shutdown=2, http=_Prompt,
+        limit_concurrency=100, timeout_graceful_shutdown=2, http=_Prompt, proxy_headers=behind_proxy,
     )  # fmt: skip
     server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

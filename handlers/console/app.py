@@ -128,7 +128,9 @@ async def _console(
         exception_handlers={HTTPException: _not_here, Exception: _broken},
     )
     served: list[BaseRoute] = [Mount("/", app=Door(inner, url))]
-    async with http_server(served, host=settings.console_host, port=settings.console_port, variable=_PORT) as port:
+    async with http_server(
+        served, host=settings.console_host, port=settings.console_port, variable=_PORT, behind_proxy=url is not None
+    ) as port:
         start(figures.run(), "figures")
         start(figures.watch_mail(), "mail server, seen by the console")
         at = url or f"http://{settings.console_host}:{port}"
