@@ -1,7 +1,8 @@
 """The bus as a gateway or an operator sees it: one request, one answer; or the stream of events as it grows."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote, urlsplit
@@ -23,14 +24,27 @@ class BusFailure(Exception):
     """No answer; the message says why, in one line."""
 
 
+class BusClient(Client):
+    """Knows when the server has refused it something: whoever asked hears of it in no other way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_refused = asyncio.Event()
+
+    async def hear(self, error: Exception) -> None:
+        """The library's own callback would print besides."""
+        if "permissions violation" in str(error).lower():
+            self.is_refused.set()
+
+
 @asynccontextmanager
-async def bus_client(url: str) -> AsyncIterator[Client]:
+async def bus_client(url: str) -> AsyncIterator[BusClient]:
     """A connection that fails at once instead of waiting, and never sends later what its caller has given up on."""
-    client = Client()
+    client = BusClient()
     try:
         await client.connect(
             nats_servers(url), name="user-service command line", allow_reconnect=False, connect_timeout=3,
-            pending_size=0, inbox_prefix=inbox_of(url), reconnect_time_wait=0, error_cb=_quiet,
+            pending_size=0, inbox_prefix=inbox_of(url), reconnect_time_wait=0, error_cb=client.hear,
         )  # fmt: skip
     except (NatsError, OSError, TimeoutError) as error:
         if "authorization" in str(error).lower():
@@ -42,10 +56,6 @@ async def bus_client(url: str) -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
-
-
-async def _quiet(_: Exception) -> None:
-    """Whoever waits for an answer is told; the library would print besides."""
 
 
 def inbox_of(url: str) -> str:
@@ -61,7 +71,7 @@ async def request(
     deadline = (datetime.now(UTC) + timedelta(seconds=timeout_s)).isoformat()
     sent = {"Timeout-Ms": str(int(timeout_s * 1000)), "Deadline": deadline, **headers}
     try:
-        reply = await client.request(subject, body, timeout=timeout_s, headers=sent)
+        reply = await _unless_refused(client, client.request(subject, body, timeout=timeout_s, headers=sent))
     except NoRespondersError as error:
         raise BusFailure(f"nobody serves {subject}: does the service run, and may this user ask?") from error
     except (NatsTimeout, TimeoutError) as error:
@@ -69,6 +79,23 @@ async def request(
     except NatsError as error:
         raise BusFailure(f"{subject}: {error}") from error
     return json.loads(reply.data), dict(reply.headers or {})
+
+
+async def _unless_refused(client: Client, asking: Coroutine[None, None, Msg]) -> Msg:
+    """The answer, unless the server says that this user may not ask: nobody would ever answer then."""
+    if not isinstance(client, BusClient):
+        return await asking
+    answer, refused = asyncio.create_task(asking), asyncio.create_task(client.is_refused.wait())
+    try:
+        await asyncio.wait([answer, refused], return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise BusFailure(
+                "NATS does not let this user ask: set NATS_URL to a gateway's, or for admin operations to an operator's"
+            )
+        return answer.result()
+    finally:
+        answer.cancel()
+        refused.cancel()
 
 
 async def tail_events(client: Client, *, subject: str, from_start: bool) -> AsyncIterator[Msg]:

@@ -27,7 +27,7 @@ from nats.js.api import (
 )
 from nats.js.errors import NotFoundError
 
-from adapters.server_urls import nats_servers
+from adapters.server_urls import asked, nats_servers
 from adapters.settings import Settings
 from contracts.avatar import AVATARS_BUCKET, UPLOADS_BUCKET
 from domain.refusals import Unavailable
@@ -158,7 +158,8 @@ async def connect(
             )
     except (Error, NoServersError, OSError, TimeoutError) as error:
         log.warning("nats is not available", error=type(error).__name__)
-        raise Unavailable from error
+        with asked("NATS", settings.nats_url.get_secret_value()):
+            raise Unavailable from error
     return client
 
 

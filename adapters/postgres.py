@@ -12,6 +12,7 @@ import structlog
 from asyncpg.pool import PoolConnectionProxy
 
 from adapters.breaker import Breaker
+from adapters.server_urls import asked
 from adapters.settings import Settings
 from adapters.tracing import statement_listener
 from domain.refusals import Overloaded, Stale, Unavailable
@@ -52,10 +53,10 @@ class Database:
     @classmethod
     async def connect(cls, settings: Settings, *, name: str = "user-service") -> "Database":
         """Open the pool; raises `Unavailable` when the server does not answer."""
-        statement_ms = settings.statement_ms_max
-        with translated_errors():
+        url, statement_ms = settings.database_url.get_secret_value(), settings.statement_ms_max
+        with asked("PostgreSQL", url), translated_errors():
             pool = await asyncpg.create_pool(
-                settings.database_url.get_secret_value(),
+                url,
                 min_size=min(settings.pool_min, settings.pool_max),
                 max_size=settings.pool_max,
                 timeout=5,

@@ -1,7 +1,11 @@
 """Addresses of servers as settings write them: well formed, asked for TLS or on loopback, and shown without secrets."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import SplitResult, parse_qs, urlsplit
+
+from domain.refusals import Unavailable
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _TLS_SCHEMES = frozenset({"tls", "rediss", "smtps"})
@@ -69,6 +73,16 @@ def nats_servers(url: str) -> list[str]:
 def where(url: str) -> str:
     """An address without its credentials, as it may be shown."""
     return ",".join(_where(one) for one in _NEXT_URL.split(url))
+
+
+@contextmanager
+def asked(server: str, url: str) -> Iterator[None]:
+    """What is `Unavailable` inside the block says in a note which server did not answer."""
+    try:
+        yield
+    except Unavailable as error:
+        error.add_note(f"{server} at {where(url)}")
+        raise
 
 
 def _where(url: str) -> str:

@@ -19,7 +19,7 @@ IDS_MAX = 1000
 class LetterFilter(Wire):
     """Which letters: what is given must all hold."""
 
-    group: Word | None = None
+    group: Literal["email", "audit", "cache"] | None = None
     type: Word | None = None
     user_id: UUID | None = None
     from_: Moment | None = Field(default=None, alias="from", description="written at that time or later")

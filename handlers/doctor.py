@@ -11,12 +11,13 @@ from pathlib import Path
 import asyncpg
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 
 from adapters.breached_passwords import BadList, BreachedPasswords
 from adapters.bus_client import BusFailure, bus_client
 from adapters.keys import BadKeys, read_keys
 from adapters.migrations import MigrationRefused, status
-from adapters.nats import TAKING_GROUPS, differences
+from adapters.nats import TAKING_GROUPS, differences, durables
 from adapters.redis import Redis, RedisAway
 from adapters.server_urls import where
 from adapters.settings import Settings, advice_for, unknown_variables, variable_of
@@ -258,8 +259,26 @@ async def _streams(client: Client, settings: Settings) -> list[Finding]:
         advice = "enable JetStream in the server, and use a user who may ask for it: NATS_URL names the worker"
         return [Finding("jetstream", False, _said(error), advice)]
     if not found:
-        return [Finding("jetstream", True, "streams and consumers are as this release wants them")]
+        good = Finding("jetstream", True, "streams and consumers are as this release wants them")
+        return [good, await _groups(client.jetstream())]
     return [Finding(item.what, False, f"is {item.found}, not {item.wanted}", advice) for item in found]
+
+
+async def _groups(js: JetStreamContext) -> Finding:
+    """Does anybody take what waits for each group? Where nothing waits, none need run yet."""
+    silent: set[str] = set()
+    waiting = 0
+    async with asyncio.timeout(WAIT_S):
+        for durable in durables(TAKING_GROUPS):
+            info = await js.consumer_info(durable.stream, durable.name)
+            if not info.num_waiting and not info.num_ack_pending:
+                silent.add(durable.group)
+                waiting += info.num_pending or 0
+    if not silent:
+        return Finding("groups", True, f"{', '.join(TAKING_GROUPS)} take what comes")
+    names = [group for group in TAKING_GROUPS if group in silent]
+    says = f"nobody takes what comes for {', '.join(names)}; {waiting} messages wait"
+    return Finding("groups", not waiting, says, f"start `user-service run {' '.join(names)}`, or find out why it ends")
 
 
 async def _redis(settings: Settings) -> Findings:

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adapters.bus_client import BusFailure
 from handlers.own_session import Operator, operator_on
-from handlers.terminal import AsJson, ReadyFile, Token, nats_url_of, run_to_end
+from handlers.terminal import AsJson, Failure, ReadyFile, Token, nats_url_of, run_to_end
 from handlers.timeline_command import around, line_of
 
 letters_app = typer.Typer(no_args_is_help=True, help="Understand, replay, discard and restore dead letters.")
@@ -72,6 +73,8 @@ def list_letters(
     def show(reply: Any) -> None:  # noqa: ANN401 - JSON
         for letter in reply["data"]:
             typer.echo(_line(letter))
+        if not reply["data"]:
+            typer.echo(f"no letter of this kind is {state}", err=True)
         if (following := reply["pagination"]["nextCursor"]) is not None:
             typer.echo(f"more: --cursor {following}")
 
@@ -128,7 +131,12 @@ def replay(
             _tell_begun(begun, as_json=as_json)
             return
         typer.echo(f"replay {begun['jobId']} of {begun['matched']} letters", err=True)
-        _tell_ended(await _watch(operator, begun["jobId"]), as_json=as_json)
+        try:
+            job = await _watch(operator, begun["jobId"])
+        except BusFailure as failure:
+            goes_on = "the replay goes on by itself once the service runs"
+            raise Failure(f"{failure}; {goes_on}: `dead-letters jobs show {begun['jobId']}`") from failure
+        _tell_ended(job, as_json=as_json)
 
     _run(act, token=token, ready_file=ready_file)
 
@@ -245,6 +253,9 @@ def _tell_count(reply: Any) -> None:  # noqa: ANN401 - JSON
 def _tell_begun(begun: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(begun, ensure_ascii=False))
+        return
+    if not begun["matched"]:
+        typer.echo("nothing to replay: no letter of this kind is dead (`list --state held`, `discarded`)", err=True)
         return
     typer.echo(f"{begun['matched']} letters, the oldest of {begun['oldest']}, the newest of {begun['newest']}")
     for letter in begun["sample"]:

@@ -64,14 +64,17 @@ def run_to_end(work: Coroutine[Any, Any, None], *, foreseen: tuple[type[Exceptio
 def _line(error: BaseException, foreseen: tuple[type[Exception], ...]) -> str | None:
     """What a foreseen failure says; None for all that is a fault of this program."""
     from nats.errors import Error as NatsError
+    from nats.errors import TimeoutError as NatsTimeout
 
     from adapters.bus_client import BusFailure
     from adapters.migrations import MigrationRefused
     from domain.refusals import Unavailable
 
     if isinstance(error, Unavailable):
-        cause = type(error.__cause__ or error).__name__
-        return f"a server does not answer ({cause}); `user-service doctor` says which"
+        which, cause = next(iter(getattr(error, "__notes__", ())), "a server"), type(error.__cause__ or error).__name__
+        return f"{which} does not answer ({cause}); `user-service doctor` says more"
+    if isinstance(error, NatsTimeout):
+        return "NATS does not answer in time: is JetStream on, may this user ask it? `user-service doctor` says more"
     if isinstance(error, (Failure, BusFailure, MigrationRefused, NatsError, OSError, *foreseen)):
         return str(error) or type(error).__name__
     return None

@@ -1,6 +1,7 @@
 """What an operator types: signed in once, letters and timelines are looked at as whoever signed in."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ async def test_an_operator_signs_in_looks_and_signs_out(dev: Dev, client: Gatewa
     assert code == 0, err
     assert "v1 UserRegistered" in out
     assert "sent" in out
-    for words in (("groups",), ("list",), ("jobs", "list"), ("replay", "--group", "nobody", "--dry-run")):
+    for words in (("groups",), ("list",), ("jobs", "list"), ("replay", "--type", "Nothing", "--dry-run")):
         code, out, err = await command("dead-letters", *words, *at, "--json", env=home)
         assert (words, code) == (words, 0), err
         assert json.loads(out)
@@ -31,6 +32,11 @@ async def test_an_operator_signs_in_looks_and_signs_out(dev: Dev, client: Gatewa
     assert (code, "VALIDATION_ERROR" in err) == (1, True), err
     code, _, err = await command("dead-letters", "show", "0192f0c1-8d2e-7b5a-9c3d-1e2f3a4b5c6d", *at, env=home)
     assert (code, "NOT_FOUND" in err) == (1, True), err
+
+    code, _, err = await command("dead-letters", "list", "--group", "emial", *at, env=home)
+    assert (code, "group" in err) == (1, True), "a mistyped group is no empty list"
+    code, out, err = await command("dead-letters", "replay", "--type", "Nothing", *at, env=home)
+    assert (code, out, "nothing to replay" in err) == (0, "", True), err
 
     async with a_letter(dev, email) as letter_id:
         code, out, err = await command("dead-letters", "show", letter_id, *at, env=home)
@@ -42,6 +48,11 @@ async def test_an_operator_signs_in_looks_and_signs_out(dev: Dev, client: Gatewa
     (server,) = sessions
     kept.write_text(json.dumps({server: sessions[server] | {"accessToken": "a.b.c"}}))
     assert (await command("dead-letters", "list", *at, env=home))[0] == 0, "an access token that is over is renewed"
+    began = time.monotonic()
+    listener = home | {"NATS_URL": dev.ready["natsUrls"]["listener"]}
+    code, _, err = await command("login", dev.ready["admin"]["email"], env=listener | {"USER_SERVICE_PASSWORD": "x"})
+    assert (code, "does not let this user ask" in err) == (1, True), err
+    assert time.monotonic() - began < 15, "who may not ask does not wait for an answer"
     assert (await command("logout", *at, env=home))[0] == 0
     assert (await command("dead-letters", "list", *at, env=home))[0] == 1
 

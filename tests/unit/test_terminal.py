@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapters.bus_client import BusFailure
+from adapters.server_urls import asked
 from domain.refusals import Unavailable
 from handlers.terminal import Failure, leaves_of, run_to_end
 
@@ -32,7 +33,7 @@ def test_leaves_of_groups_in_groups() -> None:
         (ExceptionGroup("", [BusFailure("no answer")]), "no answer"),
         (ExceptionGroup("", [ExceptionGroup("", [Foreseen("the port is taken")])]), "the port is taken"),
         (ExceptionGroup("", [Foreseen("one"), OSError("another"), Foreseen("one")]), "one; another"),
-        (Unavailable(), "a server does not answer (Unavailable); `user-service doctor` says which"),
+        (Unavailable(), "a server does not answer (Unavailable); `user-service doctor` says more"),
         (ExceptionGroup("", [Failure("wrong")]), "wrong"),
     ],
 )
@@ -40,6 +41,14 @@ def test_what_is_foreseen_becomes_one_line_and_no_group(error: BaseException, li
     with pytest.raises(Failure) as caught:
         run_to_end(_fail(error), foreseen=(Foreseen,))
     assert str(caught.value) == line
+
+
+def test_the_server_that_does_not_answer_is_named_without_its_secrets() -> None:
+    with pytest.raises(Unavailable) as away, asked("PostgreSQL", "postgresql://ada:secret@db.example:5432/users"):
+        raise Unavailable from ConnectionRefusedError()
+    with pytest.raises(Failure, match=r"^PostgreSQL at postgresql://db\.example:5432 does not answer") as caught:
+        run_to_end(_fail(away.value))
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ExceptionGroup("", [Foreseen("one"), KeyError("x")])])
