@@ -230,3 +230,23 @@ async def test_workers_are_counted_together_started_again_and_stopped(house: Hou
         assert await run.stop() == 0
         assert time.monotonic() - began < 12
         assert not any(worker.is_running() for worker in alive)
+
+
+async def test_scrub_names_what_is_not_its_own_to_write_anew(house: House) -> None:
+    owner = await asyncpg.connect(house.at.database_admin_url, database="user_service")
+    try:
+        await owner.execute("CREATE TABLE of_somebody_else AS SELECT 'a word' AS word")
+        await owner.execute("ALTER DATABASE user_service OWNER TO postgres")
+        await owner.execute("GRANT CONNECT, TEMPORARY ON DATABASE user_service TO user_service_owner")
+        code, out, err = await house.command("scrub", "--json")
+        assert code == 1, err
+        left = json.loads(out)["left"]
+        assert {text.partition(" ")[0] for text in left} == {
+            "public.of_somebody_else", "pg_catalog.pg_statistic", "pg_catalog.pg_statistic_ext_data",
+        }  # fmt: skip
+    finally:
+        await owner.execute("ALTER DATABASE user_service OWNER TO user_service_owner")
+        await owner.execute("DROP TABLE of_somebody_else")
+        await owner.close()
+    code, out, err = await house.command("scrub")
+    assert (code, "nothing of what was erased" in out) == (0, True), err
