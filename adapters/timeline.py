@@ -1,5 +1,6 @@
 """What has become of events, read together from all tables that know of it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from uuid import UUID
@@ -7,6 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from adapters.addresses import email_key
+from adapters.event_log import request_id_of_event
 from adapters.postgres import Connection
 from contracts.timeline import GetTimeline, Step
 
@@ -20,6 +22,7 @@ _ACTS = """
 SELECT action, success, user_id, request_id, created_at AS at FROM audit_logs
 WHERE {} AND event_id IS NULL AND created_at < coalesce($2::timestamptz, 'infinity')
 ORDER BY created_at DESC LIMIT $3"""
+_OF_MAIL = re.compile(r"<?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[\w-]+@\S+)?$")
 _OF_REQUEST = "e.metadata ->> 'requestId' = $1", "request_id = $1"
 _OF_USER = "e.aggregate_id = $1", "user_id = $1"
 _DONE = "SELECT event_id, group_name, outcome, done_at AS at FROM inbox WHERE event_id = ANY($1)"
@@ -38,7 +41,9 @@ async def timeline_of(
     connection: Connection, query: GetTimeline, groups: Sequence[str], *, now: datetime
 ) -> tuple[list[Step], bool] | None:
     """The steps in order of time, and whether older ones are left; None for an address that is nobody's."""
-    subject: UUID | str | None = query.request_id or query.user_id
+    subject: UUID | str | None = query.user_id
+    if query.request_id is not None:
+        subject = await _request_of(connection, query.request_id)
     if query.email is not None:
         subject = await connection.fetchval(_USER, email_key(query.email))
     if subject is None:
@@ -52,6 +57,12 @@ async def timeline_of(
     steps = [step_of(row) for row, step_of in shown]
     steps += await _what_became_of([row for row, step_of in shown if step_of is _event], connection, groups, now)
     return sorted(steps, key=lambda step: (step.at, step.version or 0)), len(latest) > query.limit
+
+
+async def _request_of(connection: Connection, named: str) -> str:
+    """The request that an event came from, where the event or a mail of its is named; else what is named."""
+    found = _OF_MAIL.match(named)
+    return (found and await request_id_of_event(connection, UUID(found[1]))) or named
 
 
 async def _what_became_of(

@@ -12,11 +12,13 @@ StepKind = Literal["act", "event", "done", "failed", "dead", "held", "replayed",
 
 
 class GetTimeline(Wire):
-    """Read a timeline by a user's id or address, or by the id of a request."""
+    """Read a timeline by a user's id or address, or by the id of a request, of one of its events, or of a mail."""
 
     user_id: UUID | None = None
     email: Email | None = None
-    request_id: Annotated[Text, StringConstraints(min_length=1, max_length=128)] | None = None
+    request_id: Annotated[Text, StringConstraints(min_length=1, max_length=256)] | None = Field(
+        default=None, description="also an event's id or a mail's Message-ID: the request that it comes from"
+    )
     before: Moment | None = Field(default=None, description="events and acts before that time")
     limit: Annotated[int, Field(ge=1, le=100, description="events and acts, the latest of them")] = 50
 

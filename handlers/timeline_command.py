@@ -1,6 +1,7 @@
 """`user-service timeline …`: what has become of a user, a mail or a request, for the one who was asked about it."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -14,10 +15,16 @@ from handlers.terminal import AsJson, ReadyFile, Token, nats_url_of, run_to_end
 AROUND = timedelta(minutes=10)
 """So long after a letter's time its user's timeline is shown."""
 STEPS_SHOWN = 20
+_MESSAGE_ID = re.compile(r"<|[0-9a-f-]{36}\.")
 
 
 def timeline(
-    of: Annotated[str, typer.Argument(metavar="EMAIL|ID|REQUEST-ID", help="A user by address or id, or a request.")],
+    of: Annotated[
+        str,
+        typer.Argument(
+            metavar="EMAIL|ID|REQUEST-ID", help="A user by address or id, or a request; also an event or a Message-ID."
+        ),
+    ],
     before: Annotated[str | None, typer.Option(help="Only what happened before that time (RFC 3339).")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Of the latest so many events and acts.")] = 50,
     token: Token = None, as_json: AsJson = False, ready_file: ReadyFile = None,
@@ -27,7 +34,7 @@ def timeline(
     async def work() -> None:
         async with operator_on(nats_url_of(ready_file), token) as operator:
             asked: dict[str, object] = {"limit": limit, "before": before}
-            if "@" in of:
+            if "@" in of and not _MESSAGE_ID.match(of):
                 reply = await operator.call("admin.timeline.get", asked | {"email": of})
             else:
                 reply = await operator.call("admin.timeline.get", asked | _named(of))
@@ -38,6 +45,8 @@ def timeline(
             return
         for step in reply["data"]:
             typer.echo(line_of(step))
+        if not reply["data"]:
+            typer.echo(f"nothing is kept of {of}", err=True)
         if reply["pagination"]["hasNext"]:
             typer.echo(f"older: --before {reply['data'][0]['at']}")
 
@@ -63,5 +72,5 @@ def line_of(step: dict[str, Any]) -> str:
     where = f" [{step['group']}]" if step["group"] else ""
     letter = f"  letter {step['letterId']}" if step["letterId"] else ""
     failed = "  (refused)" if step["success"] is False else ""
-    text = "" if step["kind"] == "event" else f"  {step['text']}"
+    text = f"  request {step['requestId']}" if step["kind"] == "event" else f"  {step['text']}"
     return f"{step['at']}  {step['kind']:8}{where}  {what}{text}{failed}{letter}"

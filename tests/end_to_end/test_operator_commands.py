@@ -24,6 +24,10 @@ async def test_an_operator_signs_in_looks_and_signs_out(dev: Dev, client: Gatewa
     assert code == 0, err
     assert "v1 UserRegistered" in out
     assert "sent" in out
+    mail = await client.mail_to(email, "verify-email")
+    assert (await command("timeline", str(mail["Message-ID"]), *at, env=home))[1] == out
+    _, out, err = await command("timeline", "no-such-request", *at, env=home)
+    assert (out, err) == ("", "nothing is kept of no-such-request\n")
     for words in (("groups",), ("list",), ("jobs", "list"), ("replay", "--type", "Nothing", "--dry-run")):
         code, out, err = await command("dead-letters", *words, *at, "--json", env=home)
         assert (words, code) == (words, 0), err

@@ -34,6 +34,11 @@ async def test_from_the_request_to_what_each_group_made_of_its_events(client: Ga
             assert done.keys() >= GROUPS
         assert any(step["text"] == "sent" for step in steps)
         assert [step["at"] for step in steps] == sorted(step["at"] for step in steps)
+    steps = await settled(client, admin, requestId=f"asked-{email}")
+    event_id = next(step["eventId"] for step in steps if step["kind"] == "event")
+    mail = await client.mail_to(email, "verify-email")
+    for named in (str(mail["Message-ID"]), event_id):  # what somebody who asks may have in hand
+        assert await settled(client, admin, requestId=named) == steps
 
 
 async def test_what_has_no_event_stands_there_too(client: Gateway) -> None:
