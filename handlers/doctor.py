@@ -12,6 +12,7 @@ import asyncpg
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 
 from adapters.breached_passwords import BadList, BreachedPasswords
 from adapters.bus_client import BusFailure, bus_client
@@ -258,10 +259,9 @@ async def _streams(client: Client, settings: Settings) -> list[Finding]:
     except (NatsError, TimeoutError) as error:
         advice = "enable JetStream in the server, and use a user who may ask for it: NATS_URL names the worker"
         return [Finding("jetstream", False, _said(error), advice)]
-    if not found:
-        good = Finding("jetstream", True, "streams and consumers are as this release wants them")
-        return [good, await _groups(client.jetstream())]
-    return [Finding(item.what, False, f"is {item.found}, not {item.wanted}", advice) for item in found]
+    good = Finding("jetstream", True, "streams and consumers are as this release wants them")
+    faults = [Finding(item.what, False, f"is {item.found}, not {item.wanted}", advice) for item in found]
+    return [*(faults or [good]), await _groups(client.jetstream())]
 
 
 async def _groups(js: JetStreamContext) -> Finding:
@@ -270,7 +270,11 @@ async def _groups(js: JetStreamContext) -> Finding:
     waiting = 0
     async with asyncio.timeout(WAIT_S):
         for durable in durables(TAKING_GROUPS):
-            info = await js.consumer_info(durable.stream, durable.name)
+            try:
+                info = await js.consumer_info(durable.stream, durable.name)
+            except NotFoundError:
+                silent.add(durable.group)
+                continue
             if not info.num_waiting and not info.num_ack_pending:
                 silent.add(durable.group)
                 waiting += info.num_pending or 0
