@@ -39,8 +39,6 @@ async def has_admin(connection: Connection) -> bool:
 @asynccontextmanager
 async def alone_at_the_first(connection: Connection) -> AsyncIterator[None]:
     """Of several who would be the first admin one is looked at after the other, whichever process asks."""
-    await connection.execute("SELECT pg_advisory_lock(hashtext('first admin'))")
-    try:
+    async with connection.transaction():  # which gives the lock back however the block ends
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('first admin'))")
         yield
-    finally:
-        await connection.execute("SELECT pg_advisory_unlock(hashtext('first admin'))")

@@ -30,10 +30,11 @@ STEADY_S = 60.0
 
 async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, stop: asyncio.Event) -> None:
     """Keep N workers running until `stop`: one that ends is started again, after a pause that grows."""
-    lost = asyncio.Event()
 
     async def on_closed() -> None:
-        lost.set()
+        log.error(
+            "the supervisor has lost NATS for good: its health says so, the workers have connections of their own"
+        )
 
     async with AsyncExitStack() as stack:
         figures = stack.enter_context(tempfile.TemporaryDirectory(prefix="user-service-metrics-"))

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from adapters.bus_client import BusFailure
 from domain.permissions import PERMISSIONS
+from domain.refusals import Overloaded, Stale, Unavailable
 from handlers.console.first_admin import NotMade, OneTimeLink
 from handlers.console.looks import render
 from handlers.console.sessions import Pending, Session, new_cookie
@@ -171,7 +172,7 @@ class Way:
             return self._page(request, template, says=refusal.says, status=401, makes=makes)
         except NotMade as fault:
             return self._page(request, template, says=str(fault), status=400, makes=makes)
-        except BusFailure:
+        except (BusFailure, Unavailable, Overloaded, Stale):
             return self._page(request, template, says=_NO_ANSWER, status=503, makes=makes)
 
     def _page(
