@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -221,6 +222,15 @@ async def close(client: Client) -> None:
         log.warning("nats connection not closed in order", error=type(error).__name__)
     with suppress(Error, OSError, RuntimeError):  # uvloop's word for a transport that is gone already
         await client.close()
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def carriable(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those of a message's headers that can be published again: the library refuses to send other names, which a
+    message may have come with, and strips spaces off, behind which a `Nats-` may hide."""
+    return {name: value for name, value in headers.items() if _HEADER_NAME.fullmatch(name)}
 
 
 def require_fits(client: Client, body: bytes, headers: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from adapters.inbox import Letter, announcement_subject, mark_announced, unannounced_letters
-from adapters.nats import MessageTooLarge, require_fits
+from adapters.nats import MessageTooLarge, carriable, require_fits
 from adapters.postgres import Database
 from domain.refusals import Overloaded, Stale, Unavailable
 
@@ -77,7 +77,7 @@ def headers_of(letter: Letter) -> dict[str, str]:
     """Why it died, beside its original headers; every `Nats-*` of those is carried under another name."""
     original = {
         (f"Original-{name}" if name.lower().startswith("nats-") else name): value
-        for name, value in letter.headers.items()
+        for name, value in carriable(letter.headers).items()
     }
     return original | {
         "Nats-Msg-Id": f"dl:{letter.group}:{letter.event_id}:{letter.n}",

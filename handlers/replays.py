@@ -18,7 +18,7 @@ from nats.errors import Error as NatsError
 
 from adapters.bounded import BoundedDict
 from adapters.event_log import StoredEvent, events_by_id
-from adapters.nats import MessageTooLarge, require_fits
+from adapters.nats import MessageTooLarge, carriable, require_fits
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.replays import (
@@ -180,7 +180,8 @@ class _Round:
     async def _publish(self, letter: Sendable) -> int | None:
         """To its group alone; the letter's place once the stream has it."""
         subject = f"users.replay.{letter.group}.{letter.event_type}.{letter.user_id or 'unknown'}"
-        kept = {name: value for name, value in letter.headers.items() if not name.lower().startswith("nats-")}
+        original = carriable(letter.headers)
+        kept = {name: value for name, value in original.items() if not name.lower().startswith("nats-")}
         headers = kept | self._named(letter)
         try:
             require_fits(self._client, letter.body, headers)

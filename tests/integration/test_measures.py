@@ -58,12 +58,12 @@ def figure(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-async def bury(database: Database, *, reason: str, body: bytes = b"{}") -> None:
+async def bury(database: Database, *, reason: str, body: bytes = b"{}", headers: dict[str, str] | None = None) -> None:
     async with database.connection() as connection:
         await add_letter(
             connection, group="email", event_id=uuid4(), user_id=None, event_type="UserLogin", reason=reason,
-            error="Error", message="", subject="users.events.v1.UserLogin.x", body=body, headers={}, deliveries=1,
-            stream="USER_EVENTS", stream_sequence=1, durable="email",
+            error="Error", message="", subject="users.events.v1.UserLogin.x", body=body, headers=headers or {},
+            deliveries=1, stream="USER_EVENTS", stream_sequence=1, durable="email",
         )  # fmt: skip
 
 
@@ -149,6 +149,24 @@ async def test_a_full_stream_of_letters_holds_them_back_counts_them_and_loses_no
     assert {name for name in EVENT_GROUPS if figure(metrics, "event_consumer_pending", group=name) is not None} == set(
         EVENT_GROUPS
     )
+
+
+async def test_a_letter_is_announced_without_the_headers_that_cannot_be_sent_again(
+    database: Database, bus: Client
+) -> None:
+    odd = {"kept": "x", "a name of words": "x", "caf\u00e9": "x", " Nats-Rollup": "all", "Nats-Expected-Stream": "Y"}
+    await bury(database, reason=f"made_up_{uuid4().hex}", headers=odd)
+    js = bus.jetstream()
+
+    async def nothing_waits() -> bool:
+        async with database.connection() as rows:
+            return not await rows.fetchval("SELECT count(*) FROM dead_letters WHERE announced_at IS NULL")
+
+    async with announcing(database, bus):
+        await eventually(nothing_waits, within_s=20, what="the letter to be announced")
+    told = await js.get_last_msg(LETTERS_STREAM, "users.dead-letters.email.UserLogin.unknown")
+    names = {name for name in told.headers or {} if not name.startswith("Dead-Letter-")}
+    assert names == {"kept", "Original-Nats-Expected-Stream", "Nats-Msg-Id"}
 
 
 async def test_a_mail_server_that_is_not_there_is_told() -> None:
