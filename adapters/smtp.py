@@ -12,12 +12,14 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import EmailPolicy
 from ipaddress import ip_address
+from typing import Self
 from urllib.parse import unquote
 from uuid import UUID
 
 from aiosmtplib import SMTP, SMTPException, SMTPRecipientRefused, SMTPResponseException
 
 from adapters.mailboxes import UNSAFE_IN_HEADER, mail_domain, mail_server, mailbox, sender_of
+from adapters.settings import Settings
 from adapters.tracing import span
 
 _HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
@@ -143,6 +145,12 @@ class Mailer:
         self._closed = False
         self.taken_at = float("-inf")
         """When the server last took a mail, by the monotonic clock."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """To the mail server that the settings name."""
+        url = settings.smtp_url.get_secret_value()
+        return cls(url, sender=settings.mail_from, allow_plaintext=settings.allow_plaintext)
 
     @property
     def domain(self) -> str:

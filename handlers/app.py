@@ -272,9 +272,7 @@ def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Seque
     handlers: dict[str, tuple[EventHandler, EventHandler]] = {}
     if "email" in groups:
         settings = means.settings
-        mailer = Mailer(
-            settings.smtp_url.get_secret_value(), sender=settings.mail_from, allow_plaintext=settings.allow_plaintext
-        )
+        mailer = Mailer.of(settings)
         stack.push_async_callback(mailer.close)
         loops.start(watch_mail(mailer, means.metrics), "mail server")
         caps = MailCaps(Limits(means.redis, enabled=settings.rate_limits == "on"), means.personal, settings)

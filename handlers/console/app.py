@@ -111,9 +111,7 @@ async def _console(
     settings: Settings, bus: OperatorBus, first: FirstAdmin, check: Check, start: Start, wishes: Wishes
 ) -> AsyncIterator[None]:
     link = await _link(wishes, first)
-    mailer = Mailer(
-        settings.smtp_url.get_secret_value(), sender=settings.mail_from, allow_plaintext=settings.allow_plaintext
-    )
+    mailer = Mailer.of(settings)
     figures = Figures(bus, check, mailer)
     url = settings.console_url
     means = Means(
@@ -128,15 +126,19 @@ async def _console(
         exception_handlers={HTTPException: _not_here, Exception: _broken},
     )
     served: list[BaseRoute] = [Mount("/", app=Door(inner, url))]
-    async with http_server(
-        served, host=settings.console_host, port=settings.console_port, variable=_PORT, behind_proxy=url is not None
-    ) as port:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(mailer.close)
+        port = await stack.enter_async_context(
+            http_server(
+                served, host=settings.console_host, port=settings.console_port, variable=_PORT,
+                behind_proxy=url is not None,
+            )
+        )  # fmt: skip
         start(figures.run(), "figures")
         start(figures.watch_mail(), "mail server, seen by the console")
         at = url or f"http://{settings.console_host}:{port}"
         wishes.say(Served(at, f"{at}/first?token={link.new()}" if link is not None else None))
         yield
-    await mailer.close()
 
 
 def _operators_url(settings: Settings) -> str:
