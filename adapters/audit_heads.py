@@ -11,7 +11,7 @@ from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from adapters.bus_client import BusFailure
-from adapters.nats import SEALS_STREAM, SEALS_SUBJECT, message_at
+from adapters.streams import SEALS_STREAM, SEALS_SUBJECT, message_at
 from contracts.audit_seals import AuditHead
 from domain.audit_chain import Seal
 

@@ -4,7 +4,7 @@ import hashlib
 import mmap
 from pathlib import Path
 
-from adapters.settings import BadSettings, variable_of
+from adapters.environment import BadSettings, variable_of
 
 _HEX = 40
 _LINE_MAX = 128

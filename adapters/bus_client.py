@@ -14,8 +14,8 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from adapters.nats import EVENTS_STREAM
 from adapters.server_urls import nats_servers, where
+from adapters.streams import EVENTS_STREAM
 
 _ROLES = frozenset({"gateway", "admin-gateway", "listener", "operator", "worker"})
 

@@ -8,8 +8,8 @@ from uuid import UUID
 import asyncpg
 import uuid_utils.compat as uuid_utils
 
-from adapters.nats import EVENTS_AGE
 from adapters.postgres import Connection
+from adapters.streams import EVENTS_AGE
 from domain.refusals import Stale
 
 MESSAGE_CHARS_MAX = 500
@@ -87,6 +87,14 @@ async def record_attempt(
         "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (group_name, event_id, attempt) DO UPDATE "
         "SET error = excluded.error, message = excluded.message, trace = excluded.trace, at = excluded.at",
         durable, event_id, attempt, error, _text(message)[:MESSAGE_CHARS_MAX], _text(trace)[-TRACE_CHARS_MAX:],
+    )  # fmt: skip
+
+
+async def forget_attempt(connection: Connection, durable: str, event_id: UUID, attempt: int, error: str) -> None:
+    """Take back that an attempt failed of this; where it failed of something else meanwhile, that stays."""
+    await connection.execute(
+        "DELETE FROM delivery_attempts WHERE group_name = $1 AND event_id = $2 AND attempt = $3 AND error = $4",
+        durable, event_id, attempt, error,
     )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
 from adapters.bus_client import BusFailure, inbox_of, request
-from adapters.nats import CONNECT_S, EVENTS_STREAM, LETTERS_STREAM, SturdyClient, close, durables, error_reporter
+from adapters.nats import CONNECT_S, SturdyClient, close, error_reporter
 from adapters.server_urls import nats_servers
+from adapters.streams import EVENTS_STREAM, LETTERS_STREAM, durables
 from domain.refusals import Unavailable
 
 ASK_S = 10.0

@@ -11,9 +11,9 @@ import uuid_utils.compat as uuid_utils
 from adapters.cursors import make_cursor, offset_of, pagination, time_and_id
 from adapters.inbox import UNANSWERED
 from adapters.letters import matching
-from adapters.nats import EVENTS_AGE
 from adapters.personal_data import NOBODY
 from adapters.postgres import Connection
+from adapters.streams import EVENTS_AGE
 from adapters.totals import total_of
 from contracts.dead_letters import GetJob, Job, JobItem, ListJobs, ReplayLetters
 from contracts.wire import Pagination

@@ -17,9 +17,9 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from adapters.inbox import AnnouncedLetter
-from adapters.nats import EVENTS_STREAM, LETTERS_STREAM, Durable, last_message, message_at, pull
 from adapters.postgres import Connection
 from adapters.refill import Announced, Tail, versions_of
+from adapters.streams import EVENTS_STREAM, LETTERS_STREAM, Durable, last_message, message_at, pull
 from contracts.events import SUBJECT_PREFIX, chain_of
 from domain.refusals import Unavailable
 

@@ -12,7 +12,8 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from adapters.settings import Settings, variable_of, written
+from adapters.environment import variable_of, written
+from adapters.settings import Settings
 from contracts.api import OPERATIONS
 from contracts.events import EVENTS, Event, Metadata, personal_fields
 from contracts.operations import FRESH_S, Caller, Operation

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 from adapters.avatar_store import AvatarStore
 from adapters.avatar_uploads import AvatarUploads
 from adapters.cache import STANDING_SECONDS, AccountCache, LocalCache, SharedCache
+from adapters.environment import unknown_variables
 from adapters.hashing import Hasher
 from adapters.idempotency import IdempotencyKeys
 from adapters.key_rotation import RELOAD_S
@@ -23,15 +24,16 @@ from adapters.keys import BadKeys, Keys
 from adapters.limits import Limits
 from adapters.mail_caps import MailCaps
 from adapters.migrations import require_current
-from adapters.nats import EVENT_GROUPS, TAKING_GROUPS, AnsweringClient, close, connect, durables, provision
+from adapters.nats import AnsweringClient, close, connect
 from adapters.password_rules import PasswordRules
 from adapters.personal_data import PersonalData
 from adapters.pictures import Pictures
 from adapters.postgres import Database
 from adapters.redis import Redis
 from adapters.seal_keys import SealKeys
-from adapters.settings import Settings, unknown_variables
+from adapters.settings import Settings
 from adapters.smtp import Mailer
+from adapters.streams import EVENT_GROUPS, TAKING_GROUPS, durables, provision
 from adapters.telemetry import Metrics
 from adapters.tokens import TokenMint
 from adapters.tracing import exported_traces

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.settings import BadSettings
+from adapters.environment import BadSettings
 from handlers.own_servers import own_keys, own_settings
 from handlers.terminal import AsJson, Failure, ReadyFile, progress_bar, run_to_end
 

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from adapters.settings import BadSettings, Settings, lines_of, read_what_is_good, variable_of, written
+from adapters.environment import BadSettings, lines_of, read_what_is_good, variable_of, written
+from adapters.settings import Settings
 from handlers.audit_command import audit_app
 from handlers.console_command import console, require_console
 from handlers.dev_commands import dev_app

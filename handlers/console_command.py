@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from adapters.environment import BadSettings, read_settings
 from adapters.server_urls import LOOPBACK
-from adapters.settings import BadSettings, Settings, read_settings
+from adapters.settings import Settings
 from handlers.terminal import Failure, ReadyFile, read_ready, run_to_end, stop_on_signals
 
 if TYPE_CHECKING:

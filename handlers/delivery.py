@@ -27,14 +27,15 @@ from adapters.inbox import (
     add_letter,
     dealt_with_among,
     error_of_attempt,
+    forget_attempt,
     is_behind_a_letter,
     is_behind_an_event,
     mark_done,
     record_attempt,
 )
-from adapters.nats import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
+from adapters.streams import ACK_WAIT_S, REPLAYS_STREAM, SPARE_DELIVERIES
 from adapters.telemetry import Metrics
 from adapters.tracing import span
 from adapters.turns import Turns
@@ -228,20 +229,20 @@ class Deliverer:
         """The last delivery ended without an answer: a worker died under this event, or under one beside it.
 
         So this one is done by itself, and that it was begun is written down before: if the worker dies again, it is
-        known under which event, and the others do not become letters along with it.
+        known under which event, and the others do not become letters along with it. A process that stops in order
+        takes that back: nobody died.
         """
+        attempt = delivery.durable, delivery.event_id, delivery.number
         async with self._alone:
             async with self._database.connection() as connection:
-                await record_attempt(
-                    connection,
-                    delivery.durable,
-                    delivery.event_id,
-                    delivery.number,
-                    _DIED,
-                    "ended without an answer",
-                    "",
-                )
-            return await self._do(delivery, stored)
+                await record_attempt(connection, *attempt, _DIED, "ended without an answer", "")
+            try:
+                return await self._do(delivery, stored)
+            except asyncio.CancelledError:
+                with suppress(Unavailable, Overloaded, Stale):
+                    async with self._database.connection() as connection:
+                        await forget_attempt(connection, *attempt, _DIED)
+                raise
 
     async def _look_up_all(
         self, event_ids: Sequence[UUID]

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from adapters.bus_client import BusFailure, bus_client, request
 from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_state import EmbeddedFailure, port_is_free
+from adapters.environment import read_settings
 from adapters.hashing import Hasher
 from adapters.keys import BadKeys, Keys, read_keys, write_keys
 from adapters.mail_sink import MailSink
@@ -24,7 +25,7 @@ from adapters.migrations import migrate
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database, role_of
 from adapters.private_files import write_private
-from adapters.settings import Settings, read_settings
+from adapters.settings import Settings
 from handlers.app import ALL_GROUPS, serve
 from handlers.console.app import Served, Wishes
 from handlers.console.first_admin import KnownAdmin

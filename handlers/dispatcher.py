@@ -1,7 +1,7 @@
 """From a message to a reply: bound, deadline, limits, caller, idempotency, the use case, and the mapping of refusals.
 
 The micro service's callback only admits a request into a bounded set of tasks, or answers `OVERLOADED`; no exception
-ever reaches it, and the statistics it reports are ours.
+ever reaches it.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.micro.request import Request
-from nats.micro.service import EndpointConfig, Service, ServiceConfig, ServiceStats
+from nats.micro.service import EndpointConfig, ServiceConfig
 from structlog.contextvars import bind_contextvars
 
 from adapters.idempotency import Kept
 from adapters.limits import LimitReached, Window
-from adapters.nats import LEAVE_S, MessageTooLarge, leave, send, settle
+from adapters.nats import LEAVE_S, MessageTooLarge, send, settle
 from adapters.telemetry import release
 from adapters.tracing import span
 from contracts.operations import Even, Limit, Operation
@@ -48,11 +48,11 @@ from handlers.envelope import (
     request_id_of,
     success,
 )
+from handlers.measured_service import SERVICE_NAME, Figures, MeasuredService
 from handlers.once import Once, Work
 
 log = structlog.get_logger()
 
-SERVICE_NAME = "user-service"
 QUEUE = "user-service"
 TRIES_MAX = 3
 TIDYING_S = 0.1
@@ -76,16 +76,6 @@ def pair(
 
 
 @dataclass(slots=True)
-class Figures:
-    """What `$SRV.STATS` reports of an endpoint: requests, error replies and the real time of handling."""
-
-    requests: int = 0
-    errors: int = 0
-    nanoseconds: int = 0
-    last_error: str = ""
-
-
-@dataclass(slots=True)
 class Asked:
     """A request on its way to its one answer."""
 
@@ -102,32 +92,6 @@ class Answer:
     body: bytes
     headers: dict[str, str]
     error: Error | None = None
-
-
-class MeasuredService(Service):
-    """The library counts only how long admitting takes; the figures reported are the dispatcher's."""
-
-    def __init__(self, client: Client, config: ServiceConfig, figures: Mapping[str, Figures]) -> None:
-        super().__init__(client, config)
-        self._figures = figures
-
-    async def drain_endpoints(self) -> None:
-        """Leave the queue group without dropping what was handed over; the library's `stop` would drop it."""
-        subscriptions = [endpoint._subscription for endpoint in self._endpoints if endpoint._subscription]  # noqa: SLF001
-        self._endpoints = []
-        await leave(self._client, subscriptions)
-
-    def stats(self) -> ServiceStats:
-        """All endpoints with what really happened there."""
-        stats = super().stats()
-        for endpoint in stats.endpoints:
-            figures = self._figures[endpoint.subject]
-            endpoint.num_requests = figures.requests
-            endpoint.num_errors = figures.errors
-            endpoint.processing_time = figures.nanoseconds
-            endpoint.average_processing_time = figures.nanoseconds // max(figures.requests, 1)
-            endpoint.last_error = figures.last_error
-        return stats
 
 
 class Dispatcher:

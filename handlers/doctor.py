@@ -10,20 +10,24 @@ from pathlib import Path
 
 import asyncpg
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from adapters.breached_passwords import BadList, BreachedPasswords
 from adapters.bus_client import BusFailure, bus_client
+from adapters.environment import advice_for, unknown_variables, variable_of
 from adapters.keys import BadKeys, read_keys
 from adapters.migrations import MigrationRefused, status
-from adapters.nats import TAKING_GROUPS, differences, durables
 from adapters.redis import Redis, RedisAway
 from adapters.server_urls import where
-from adapters.settings import Settings, advice_for, unknown_variables, variable_of
+from adapters.settings import Settings
 from adapters.smtp import Mailer, MailUnavailable
 from adapters.stream_marks import WATCHED, Watched
+from adapters.streams import TAKING_GROUPS, differences, durables
+from handlers.freshness import BEAT_S, BEATS
+from handlers.measured_service import SERVICE_NAME
 
 CLOCK_S_MAX = 1.0
 _PAGE_BYTES_MAX = 64 * 1024
@@ -247,6 +251,7 @@ async def _bus(settings: Settings, nats_url: str) -> Findings:
             yield Finding("nats", True, f"{where(nats_url)}, version {server}, max_payload {client.max_payload}")
             for finding in await _streams(client, settings):
                 yield finding
+            yield await _requests(client)
     except BusFailure as error:
         yield _finding("nats", error, "start it, or correct NATS_URL (host, port, TLS)")
 
@@ -283,6 +288,27 @@ async def _groups(js: JetStreamContext) -> Finding:
     names = [group for group in TAKING_GROUPS if group in silent]
     says = f"nobody takes what comes for {', '.join(names)}; {waiting} messages wait"
     return Finding("groups", not waiting, says, f"start `user-service run {' '.join(names)}`, or find out why it ends")
+
+
+async def _requests(client: Client) -> Finding:
+    """Does anybody answer? The service's own user may not ask, but hears the beat of every process that answers; an
+    operator may ask. That nobody does is no fault by itself: the service need not run yet."""
+    heard = asyncio.Event()
+
+    async def hear(message: Msg) -> None:
+        if "Status" not in (message.headers or {}):  # with which the server says that nobody listens
+            heard.set()
+
+    inbox = client.new_inbox()
+    for subject in (f"{BEATS}.>", inbox):
+        await client.subscribe(subject, cb=hear)
+    await client.publish(f"$SRV.PING.{SERVICE_NAME}", reply=inbox)
+    try:
+        async with asyncio.timeout(3 * BEAT_S):
+            await heard.wait()
+    except TimeoutError:
+        return Finding("requests", True, "nobody answers them; start `user-service run requests`")
+    return Finding("requests", True, "answered")
 
 
 async def _redis(settings: Settings) -> Findings:

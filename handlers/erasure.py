@@ -26,10 +26,10 @@ from adapters.erasure import (
     version_of,
 )
 from adapters.event_log import Trail
-from adapters.nats import EVENT_GROUPS, EVENTS_STREAM, LETTERS_STREAM, REPLAYS_STREAM, delete_messages
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.settings import Settings
+from adapters.streams import EVENT_GROUPS, EVENTS_STREAM, LETTERS_STREAM, REPLAYS_STREAM, delete_messages
 from adapters.unit_of_work import unit_of_work
 from contracts.events import subject_of
 from contracts.wire import Empty

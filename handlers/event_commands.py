@@ -12,7 +12,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 
-from adapters.settings import BadSettings
+from adapters.environment import BadSettings
 from domain.refusals import Overloaded
 from handlers.own_servers import own_means
 from handlers.terminal import AsJson, Failure, ReadyFile, nats_url_of, progress_bar, run_to_end
@@ -185,7 +185,7 @@ def events_replay(
     A job of the service: Ctrl-C stops watching, `dead-letters jobs cancel` ends it. Exit 1 when it stopped, or events
     failed.
     """
-    from adapters.nats import EVENT_GROUPS, first_unanswered
+    from adapters.streams import EVENT_GROUPS, first_unanswered
     from handlers.history_replays import Begun, NotPossible, replay_history, watch_job
     from handlers.operators import operator
 

@@ -24,11 +24,11 @@ from adapters.histories import (
     time_of,
     users_without_row,
 )
-from adapters.nats import EVENTS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.refill import RETENTION, last_position
 from adapters.stream_reader import EventsReader, Standing, stream_state
+from adapters.streams import EVENTS_STREAM
 from contracts.events import subject_of
 from domain.positions import Positions
 

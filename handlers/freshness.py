@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 BEAT_S = 0.5
 LATE_S = 2.0
-_BEATS = "users.relay.beat"
+BEATS = "users.relay.beat"
 _UNTOLD_MAX = 10_000
 """Beyond these the relay and the group `cache`, which say the same again, are early enough."""
 
@@ -42,7 +42,7 @@ class Freshness:
         self._locals = (accounts, standings)
         self._shared = shared
         self._wake_relay = wake_relay
-        self._beat = f"{_BEATS}.{uuid4().hex}"
+        self._beat = f"{BEATS}.{uuid4().hex}"
         self._heard = -LATE_S
         self._sent = 0
         self._lost_at = 0

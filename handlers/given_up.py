@@ -19,8 +19,8 @@ from structlog.contextvars import bind_contextvars
 
 from adapters.event_log import request_id_of_event
 from adapters.inbox import add_letter, done_among
-from adapters.nats import EVENT_GROUPS, REPLAYS_STREAM, Durable, durables, message_at
 from adapters.postgres import Database
+from adapters.streams import EVENT_GROUPS, REPLAYS_STREAM, Durable, durables, message_at
 from adapters.telemetry import Metrics
 from domain.refusals import Overloaded, Stale, Unavailable
 from handlers.delivery import Claim

@@ -15,8 +15,9 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from adapters.nats import Durable, leave, provision, pull
+from adapters.nats import leave
 from adapters.settings import Settings
+from adapters.streams import Durable, provision, pull
 from adapters.telemetry import Metrics
 from domain.refusals import Unavailable
 from handlers.delivery import hand_back

@@ -20,10 +20,10 @@ from adapters.history_replays import (
     position_of,
     sample_stretch,
 )
-from adapters.nats import EVENT_GROUPS
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.replays import job_of
+from adapters.streams import EVENT_GROUPS
 from contracts.dead_letters import Job
 
 SAMPLE_MAX = 5

@@ -12,11 +12,11 @@ from nats.js.api import ConsumerInfo
 
 from adapters.backlog import backlog, letters_by_kind, outbox_backlog
 from adapters.keys import Keys
-from adapters.nats import EVENT_GROUPS, TAKING_GROUPS, Durable, durables, stream_configs
 from adapters.postgres import Database
 from adapters.redis import Redis
 from adapters.settings import Settings
 from adapters.smtp import Mailer, MailUnavailable
+from adapters.streams import EVENT_GROUPS, TAKING_GROUPS, Durable, durables, stream_configs
 from adapters.telemetry import Metrics
 from contracts.health import Health
 from domain.refusals import Overloaded, Stale, Unavailable

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.settings import Settings, read_settings
+from adapters.environment import read_settings
+from adapters.settings import Settings
 from handlers.terminal import Failure, read_ready
 
 if TYPE_CHECKING:

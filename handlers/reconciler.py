@@ -14,7 +14,6 @@ import structlog
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
-from adapters.nats import EVENTS_STREAM, LETTERS_STREAM, TAKING_GROUPS, provision
 from adapters.postgres import Connection, Database
 from adapters.refill import RETENTION, announced_at, announced_since, last_position
 from adapters.settings import Settings
@@ -32,6 +31,7 @@ from adapters.stream_marks import (
     watched_streams,
 )
 from adapters.stream_reader import StreamState, lost_among, message_id_at, stream_state
+from adapters.streams import EVENTS_STREAM, LETTERS_STREAM, TAKING_GROUPS, provision
 from adapters.telemetry import Metrics
 from domain.refusals import Overloaded, Stale, Unavailable
 from handlers.refill import EventsRefill, LettersRefill

@@ -24,10 +24,11 @@ from structlog.contextvars import bind_contextvars
 from adapters.backlog import outbox_backlog
 from adapters.bounded import BoundedDict
 from adapters.event_log import StoredEvent, unsent_events
-from adapters.nats import INVALIDATE, MessageTooLarge, invalidation, last_message, require_fits, send
+from adapters.nats import INVALIDATE, MessageTooLarge, invalidation, require_fits, send
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.refill import RETENTION, Tail, put_back
+from adapters.streams import last_message
 from adapters.telemetry import Metrics
 from adapters.tracing import span
 from contracts.events import SOURCE, SUBJECT_PREFIX, chain_of, subject_of

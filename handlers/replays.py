@@ -153,12 +153,14 @@ class _Round:
 
     def _ending(self, progress: Progress) -> tuple[str, str | None] | None:
         """The state in which the job ends now, and why; None while it goes on."""
+        if progress.left == 0:
+            return "done", None
         failed = self._latest.count("failed_again")
         if self._turn.careful and progress.failed and progress.settled <= sum(STAGES):
             return "stopped", f"{progress.failed} of the first {progress.settled} failed again"
         if failed > FAILED_MAX:
             return "stopped", f"{failed} of the last {len(self._latest)} failed again"
-        return ("done", None) if progress.left == 0 else None
+        return None
 
     def _room(self, progress: Progress) -> int:
         """How many may be sent now: by the stage, by what is on its way, and by the rate."""

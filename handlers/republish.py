@@ -12,11 +12,11 @@ from pydantic import JsonValue
 from adapters.audit_log import AuditRow, add_audit_row
 from adapters.bulk_users import users_counted
 from adapters.event_log import Trail
-from adapters.nats import EVENTS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.refill import waiting_between
 from adapters.stream_reader import stream_state
+from adapters.streams import EVENTS_STREAM
 from domain.refusals import Overloaded, Stale
 from handlers.refill import EventsRefill, Step
 

@@ -8,10 +8,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from adapters.bound_children import ending_with_us
 from adapters.nats import close, connect
@@ -19,6 +20,7 @@ from adapters.postgres import Database
 from adapters.redis import Redis
 from adapters.settings import Settings
 from adapters.telemetry import WorkerMetrics
+from adapters.worker_figures import fold_in
 from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
@@ -37,9 +39,9 @@ async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, 
         )
 
     async with AsyncExitStack() as stack:
-        figures = stack.enter_context(tempfile.TemporaryDirectory(prefix="user-service-metrics-"))
+        figures = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="user-service-metrics-")))
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, figures)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry, str(figures))  # type: ignore[no-untyped-call]
         ended = WorkerMetrics(registry).ended
         database = await Database.connect(settings.model_copy(update={"pool_min": 1, "pool_max": 2}), name="supervisor")
         stack.push_async_callback(database.close)
@@ -56,7 +58,7 @@ async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, 
                 keepers.create_task(_keep(groups, figures, stop, number, ended), name=f"worker {number}")
 
 
-async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number: int, ended: Counter) -> None:
+async def _keep(groups: Sequence[str], figures: Path, stop: asyncio.Event, number: int, ended: Counter) -> None:
     pause_s = PAUSE_S_MIN
     loop = asyncio.get_running_loop()
     while not stop.is_set():
@@ -67,7 +69,7 @@ async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number
             how: int | str | None = type(error).__name__  # too many processes, too little memory: for a while
         else:
             await _until_ended(process, stop)
-            mark_process_dead(process.pid, figures)  # type: ignore[no-untyped-call]
+            fold_in(figures, process.pid)
             how = process.returncode
         if stop.is_set():
             return
@@ -81,11 +83,11 @@ async def _keep(groups: Sequence[str], figures: str, stop: asyncio.Event, number
             continue
 
 
-async def _start(groups: Sequence[str], figures: str) -> asyncio.subprocess.Process:
+async def _start(groups: Sequence[str], figures: Path) -> asyncio.subprocess.Process:
     """A worker, which is asked to end where its supervisor dies."""
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "handlers.start", "run", *groups,
-        env=os.environ | {"USER_SERVICE_SUPERVISED": "1", "PROMETHEUS_MULTIPROC_DIR": figures},
+        env=os.environ | {"USER_SERVICE_SUPERVISED": "1", "PROMETHEUS_MULTIPROC_DIR": str(figures)},
         preexec_fn=ending_with_us(signal.SIGTERM),
     )  # fmt: skip
 

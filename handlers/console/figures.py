@@ -10,9 +10,9 @@ from operator import attrgetter
 from typing import TypeVar
 
 from adapters.bus_client import BusFailure
-from adapters.nats import EVENT_GROUPS, EVENTS_STREAM, LETTERS_STREAM, TAKING_GROUPS
 from adapters.operator_bus import Consumer, OperatorBus, Process
 from adapters.smtp import Mailer
+from adapters.streams import EVENT_GROUPS, EVENTS_STREAM, LETTERS_STREAM, TAKING_GROUPS
 from contracts.health import Check, Health
 from handlers.measures import MAIL_S, mail_answers
 

@@ -5,7 +5,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from adapters.nats import EVENT_GROUPS
+from adapters.streams import EVENT_GROUPS
 from contracts.operations import Permission
 from handlers.console.filters import LETTERS, page_asked, read_filters
 from handlers.console.looks import address

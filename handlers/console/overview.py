@@ -8,7 +8,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from adapters.bus_client import BusFailure
-from adapters.nats import EVENT_GROUPS
+from adapters.streams import EVENT_GROUPS
 from contracts.operations import Permission
 from handlers.console.figures import Figures, events_announced, waiting_of
 from handlers.console.visit import Means, Refused, Visit, signed_in

@@ -1,7 +1,7 @@
 """What has become of a user, a mail or a request."""
 
 from adapters.audit_log import AuditRow, add_audit_row
-from adapters.nats import EVENT_GROUPS
+from adapters.streams import EVENT_GROUPS
 from adapters.timeline import timeline_of
 from contracts.timeline import GetTimeline, Timeline
 from contracts.wire import Pagination

@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from adapters.nats import TAKING_GROUPS, durables
+from adapters.streams import TAKING_GROUPS, durables
 from tests.gateway import Gateway
 from tests.program import Dev, eventually
 

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from adapters.bus_client import bus_client
+from adapters.environment import read_settings
 from adapters.keys import read_keys
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
-from adapters.settings import Settings, read_settings
+from adapters.settings import Settings
 from handlers import refill
 from handlers import republish as command
 

@@ -196,7 +196,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytes
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     ended, stop = Counter("ends", "of workers", registry=None), asyncio.Event()
-    keeping = asyncio.create_task(supervisor._keep(["requests"], str(tmp_path), stop, 0, ended))
+    keeping = asyncio.create_task(supervisor._keep(["requests"], tmp_path, stop, 0, ended))
     await until(lambda: len(started) == 2, within_s=10, what="another start")
     keeping.cancel()  # something else has ended the supervisor
     await asyncio.wait([keeping])

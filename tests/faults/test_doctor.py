@@ -15,8 +15,8 @@ import asyncpg
 from nats.js.api import ConsumerConfig
 
 from adapters.embedded_bus import nats_server_program
-from adapters.nats import ACK_WAIT_S
 from adapters.settings import Settings
+from adapters.streams import ACK_WAIT_S
 from handlers.doctor import EXAMINATION_S, Finding, examine
 from tests.builders import settings_of
 from tests.faults.house import House
@@ -221,6 +221,23 @@ async def test_a_list_of_breached_passwords_that_cannot_be_searched_is_named(hou
         assert "USER_SERVICE_BREACHED_PASSWORDS_FILE" in found.says
         assert says in found.says
         assert "docs/deploy.md" in found.advice
+
+
+async def test_it_says_who_answers_and_which_groups_nobody_runs(house: House) -> None:
+    nothing_else = dict.fromkeys(Settings.model_fields.keys() - {"nats_url"}, ("not looked at",))
+    settings = settings_of(house.at.database_url)
+
+    async def says(nats_url: str) -> dict[str, str]:
+        return {finding.what: finding.says async for finding in examine(settings, nothing_else, nats_url)}
+
+    urls = (house.env["NATS_URL"], house.at.nats_urls["operator"])
+    async with house.run("requests", "email"):
+        for found in [await says(url) for url in urls]:
+            assert found["requests"] == "answered"
+            assert found["groups"].startswith("nobody takes what comes for audit, cache, jobs; ")
+    for found in [await says(url) for url in urls]:
+        assert found["requests"].startswith("nobody answers")
+        assert found["groups"].startswith("nobody takes what comes for email, audit, cache, jobs; ")
 
 
 @asynccontextmanager

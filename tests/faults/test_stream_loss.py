@@ -14,8 +14,9 @@ import pytest
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
-from adapters.nats import provision
-from adapters.settings import Settings, read_settings
+from adapters.environment import read_settings
+from adapters.settings import Settings
+from adapters.streams import provision
 from handlers.doctor import streams_compared
 from tests.faults.house import House
 from tests.faults.ledger import (
@@ -241,6 +242,11 @@ async def dies_at(house: House, point: str) -> None:
         assert await process.wait() == -signal.SIGKILL, point
 
 
+async def announced(house: House) -> bool:
+    async with database(house.ready) as rows:
+        return not await rows.fetchval("SELECT EXISTS (SELECT FROM outbox)")
+
+
 async def loses_its_stream(house: House, settings: Settings) -> None:
     async with house.worker() as nc:
         await nc.jetstream().delete_stream("USER_EVENTS")
@@ -265,6 +271,7 @@ async def test_a_refill_that_is_killed_anywhere_loses_nothing_and_is_done_again(
             assert (await client.call("me.update", access=access, firstName=f"Grace {point}"[:20])).ok
             done = await republish(settings)
             assert (done.foreign, done.waiting) == (0, 0)
+            await eventually(lambda: announced(house), within_s=10, what="the update to be announced")
             after = await ids_on_stream(house, ledger)
             assert (len(after), set(after.values())) == (len(before) + number, {1}), point
             await require_stream(house.ready, await versions(house, ledger))

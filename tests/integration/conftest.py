@@ -13,10 +13,11 @@ from adapters.embedded import EmbeddedServers
 from adapters.event_log import Trail
 from adapters.keys import Keys
 from adapters.migrations import migrate
-from adapters.nats import close, connect, provision
+from adapters.nats import close, connect
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database, role_of
 from adapters.redis import Redis
+from adapters.streams import provision
 from tests.builders import fresh_keys, settings_of
 
 

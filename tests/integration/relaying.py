@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from nats.aio.client import Client
 
 from adapters.event_log import Trail
-from adapters.nats import EVENTS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
+from adapters.streams import EVENTS_STREAM
 from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty

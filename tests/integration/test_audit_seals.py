@@ -19,11 +19,12 @@ from adapters.erasure import erase_user
 from adapters.event_log import Trail, unsent_events
 from adapters.keys import Keys
 from adapters.migrations import migrate
-from adapters.nats import SEALS_STREAM, SEALS_SUBJECT, close, connect, provision
+from adapters.nats import close, connect
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database, role_of
 from adapters.seal_keys import SealKeys
 from adapters.settings import Settings
+from adapters.streams import SEALS_STREAM, SEALS_SUBJECT, provision
 from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty

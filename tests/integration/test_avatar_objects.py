@@ -22,10 +22,11 @@ from adapters.avatars import (
 )
 from adapters.embedded import EmbeddedServers
 from adapters.event_log import Trail
-from adapters.nats import close, connect, provision
+from adapters.nats import close, connect
 from adapters.object_bucket import Bucket
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
+from adapters.streams import provision
 from adapters.unit_of_work import unit_of_work
 from contracts.avatar import AVATARS_BUCKET, UPLOADS_BUCKET
 from contracts.wire import Empty

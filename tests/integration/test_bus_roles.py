@@ -16,7 +16,7 @@ from nats.js.api import ConsumerConfig
 from adapters.audit_heads import read_heads
 from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_bus import inbox_prefix
-from adapters.nats import stream_configs
+from adapters.streams import stream_configs
 from tests.builders import settings_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -19,10 +19,11 @@ from adapters.embedded import EmbeddedServers
 from adapters.erasure import EMPTIED, LEASE, SETTLED_AFTER
 from adapters.event_log import Trail, events_by_id
 from adapters.inbox import add_letter
-from adapters.nats import EVENTS_STREAM, LETTERS_STREAM, REPLAYS_STREAM, close, connect, provision
+from adapters.nats import close, connect
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.redis import Redis
+from adapters.streams import EVENTS_STREAM, LETTERS_STREAM, REPLAYS_STREAM, provision
 from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty

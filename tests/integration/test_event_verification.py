@@ -10,10 +10,10 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from adapters.event_log import Trail
-from adapters.nats import EVENTS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.refill import last_position
+from adapters.streams import EVENTS_STREAM
 from contracts.events import chain_of, subject_of
 from domain.user import User
 from handlers.event_verification import StreamVerification, Verified, verify_rows

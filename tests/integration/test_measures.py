@@ -12,11 +12,12 @@ from nats.aio.client import Client
 from adapters.embedded import EmbeddedServers
 from adapters.event_log import Trail
 from adapters.inbox import add_letter
-from adapters.nats import EVENT_GROUPS, LETTERS_STREAM, TAKING_GROUPS, close, connect, provision
+from adapters.nats import close, connect
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.settings import Settings
 from adapters.smtp import Mailer
+from adapters.streams import EVENT_GROUPS, LETTERS_STREAM, TAKING_GROUPS, provision
 from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty

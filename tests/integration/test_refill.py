@@ -17,7 +17,6 @@ from nats.js.errors import NotFoundError
 
 from adapters.event_log import Trail
 from adapters.inbox import add_letter
-from adapters.nats import EVENTS_STREAM, LETTERS_STREAM
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.refill import RETENTION, last_position
@@ -31,6 +30,7 @@ from adapters.stream_marks import (
     note_refilled_to,
 )
 from adapters.stream_reader import StreamState
+from adapters.streams import EVENTS_STREAM, LETTERS_STREAM
 from adapters.telemetry import Metrics
 from contracts.events import chain_of
 from domain.refusals import Stale

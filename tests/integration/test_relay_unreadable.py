@@ -8,9 +8,10 @@ import asyncpg
 
 from adapters.embedded import EmbeddedServers
 from adapters.event_log import Trail
-from adapters.nats import close, connect, provision
+from adapters.nats import close, connect
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database
+from adapters.streams import provision
 from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty

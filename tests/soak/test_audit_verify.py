@@ -12,10 +12,11 @@ import pytest_asyncio
 from adapters.embedded import EmbeddedServers
 from adapters.keys import Keys
 from adapters.migrations import migrate
-from adapters.nats import close, connect, provision
+from adapters.nats import close, connect
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database, role_of
 from adapters.seal_keys import SealKeys
+from adapters.streams import provision
 from adapters.telemetry import Metrics
 from domain.audit_walk import Kind
 from handlers.audit_verification import verify

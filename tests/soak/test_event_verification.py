@@ -16,9 +16,10 @@ from nats.aio.client import Client
 from adapters.embedded import EmbeddedServers
 from adapters.history_replays import Stretch, count_stretch
 from adapters.migrations import migrate
-from adapters.nats import close, connect, provision
+from adapters.nats import close, connect
 from adapters.personal_data import PersonalData
 from adapters.postgres import Database, role_of
+from adapters.streams import provision
 from contracts.events import subject_of
 from handlers.event_verification import StreamVerification, Verified, verify_rows
 from handlers.refill import EventsRefill

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from typer.core import TyperGroup
 
-from adapters.nats import TAKING_GROUPS, durables, stream_configs
+from adapters.streams import TAKING_GROUPS, durables, stream_configs
 from adapters.telemetry import Metrics, WorkerMetrics
 from handlers.cli import app
 from handlers.delivery import REASONS

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from adapters import common_passwords
 from adapters.breached_passwords import BadList, BreachedPasswords
 from adapters.common_passwords import is_common
+from adapters.environment import BadSettings
 from adapters.foreign_hashes import check_of, is_importable
 from adapters.password_rules import PasswordRules, strength_of
-from adapters.settings import BadSettings
 from tests.builders import settings_of
 
 PASSWORD = "Grüße-aus-Köln-2026!"

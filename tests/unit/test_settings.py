@@ -4,16 +4,8 @@ import os
 
 import pytest
 
-from adapters.settings import (
-    Argon2Cost,
-    BadSettings,
-    Rate,
-    Settings,
-    read_settings,
-    read_what_is_good,
-    unknown_variables,
-    variable_of,
-)
+from adapters.environment import BadSettings, read_settings, read_what_is_good, unknown_variables, variable_of
+from adapters.settings import Argon2Cost, Rate, Settings
 
 GOOD = {
     "NATS_URL": "nats://worker:marker@127.0.0.1:4222",
