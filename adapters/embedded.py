@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ __all__ = ["Addresses", "EmbeddedFailure", "EmbeddedServers"]
 _READY_LIMIT_SECONDS = 60.0
 _READY_TRY_LIMIT_SECONDS = 10.0
 _READY_PAUSE_SECONDS = 0.02
+_LAST_TRY_SECONDS = 0.5
 _RESTART_PAUSE_MIN_SECONDS = 0.1
 _RESTART_PAUSE_MAX_SECONDS = 10.0
 _STEADY_AFTER_SECONDS = 30.0
@@ -211,7 +212,7 @@ class EmbeddedServers:
                 raise EmbeddedFailure(f"{name} ended while starting: {_last_line(slot.log_path)}; see {slot.log_path}")
             try:
                 async with asyncio.timeout(_READY_TRY_LIMIT_SECONDS):
-                    return await slot.server.ready()
+                    return await _tried(slot.server)
             except EmbeddedFailure:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again until the deadline
@@ -288,3 +289,15 @@ def _last_line(log_path: Path) -> str:
     except OSError:
         return "it wrote no log"
     return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+
+
+async def _tried(server: _Server) -> None:
+    """One try, which ends by itself also where the start is given up: the clients would leave half-made connections."""
+    trying = asyncio.create_task(server.ready())
+    try:
+        await asyncio.shield(trying)
+    except asyncio.CancelledError:
+        with suppress(Exception):  # what comes of it matters no more
+            async with asyncio.timeout(_LAST_TRY_SECONDS):
+                await trying
+        raise
