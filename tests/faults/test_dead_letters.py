@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from tests.faults.house import House
 from tests.faults.ledger import Ledger, emails
-from tests.gateway import Gateway, database
+from tests.gateway import Gateway, Reply, database
 from tests.integration.mail_server import MailServer
 from tests.program import eventually
 
@@ -57,6 +57,42 @@ async def letters_stand(house: House, ledger: Ledger, count: int) -> None:
             < count
         ):
             await asyncio.sleep(0.05)
+
+
+@dataclass
+class Scene:
+    """Users whose mail has become letters, a mail server that is well again, and an operator."""
+
+    emails: list[str]
+    ledger: Ledger
+    ward: Ward
+    server: MailServer
+    client: Gateway
+    admin: str
+
+    async def act(self, operation: str, **body: Any) -> Reply:  # noqa: ANN401 - JSON
+        """What the operator is told."""
+        return await self.client.call(f"admin.dead-letters.{operation}", access=self.admin, **body)
+
+    async def letter_ids(self, *emails: str) -> list[str]:
+        found = [await of_user(self.client, self.admin, self.ledger, email) for email in emails]
+        return [letter["id"] for letters in found for letter in letters]
+
+    async def ended(self, begun: Reply) -> dict[str, Any]:
+        return await ended(self.client, self.admin, begun.data["jobId"])
+
+
+@asynccontextmanager
+async def with_letters(house: House, users: int, *, resent: bool = False) -> AsyncIterator[Scene]:
+    """One letter of each user, or two where the mail was asked for again."""
+    wanted, ledger, ward = emails(users), Ledger(), Ward()
+    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
+        await ledger.register(client, wanted, at_once=3)
+        for email in wanted if resent else ():
+            assert (await client.call("auth.resend-verification", email=email)).ok
+        await letters_stand(house, ledger, users * (1 + resent))
+        ward.healed = True
+        yield Scene(wanted, ledger, ward, server, client, await client.admin())
 
 
 async def ended(client: Gateway, access: str, job_id: str) -> dict[str, Any]:
@@ -140,90 +176,71 @@ async def test_a_killed_replay_goes_on_where_it_was_and_repeats_nothing(house: H
 
 
 async def test_a_users_letters_are_replayed_in_their_order_and_others_do_not_wait(house: House) -> None:
-    wanted, ledger, ward = emails(3), Ledger(), Ward()
-    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
-        await ledger.register(client, wanted, at_once=1)
-        for email in wanted:
-            assert (await client.call("auth.resend-verification", email=email)).ok
-        await letters_stand(house, ledger, 6)
-        ward.healed, ward.refuses = True, {wanted[0]}
-        admin = await client.admin()
-        ids = [letter["id"] for email in wanted for letter in await of_user(client, admin, ledger, email)]
-        begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids, atOnce=True, rate=1000)
-        job = await ended(client, admin, begun.data["jobId"])
+    async with with_letters(house, 3, resent=True) as scene:
+        unlucky, *_ = scene.emails
+        scene.ward.refuses = {unlucky}
+        job = await scene.ended(
+            await scene.act("replay", ids=await scene.letter_ids(*scene.emails), atOnce=True, rate=1000)
+        )
         assert (job["state"], job["done"], job["failedAgain"]) == ("done", 4, 2)
-        items = (await client.call("admin.dead-letters.jobs.get", access=admin, jobId=job["id"])).data["items"]
-        for user_id in map(str, ledger.user_ids.values()):
+        items = (await scene.act("jobs.get", jobId=job["id"])).data["items"]
+        for user_id in map(str, scene.ledger.user_ids.values()):
             first, second = (item for item in items if item["userId"] == user_id)
             assert first["sentAt"] < first["endedAt"] <= second["sentAt"]
-        refused = [item for item in items if item["userId"] == str(ledger.user_ids[wanted[0]])]
+        refused = [item for item in items if item["userId"] == str(scene.ledger.user_ids[unlucky])]
         others = [item for item in items if item not in refused]
         assert max(item["endedAt"] for item in others) < max(item["endedAt"] for item in refused)
 
 
-async def test_a_cancelled_replay_closes_what_was_on_its_way(house: House) -> None:
-    wanted, ledger, ward = emails(3), Ledger(), Ward()
+async def test_a_single_letter_that_fails_again_ends_its_replay(house: House) -> None:
+    async with with_letters(house, 1) as scene:
+        scene.ward.healed = False
+        job = await scene.ended(await scene.act("replay", ids=await scene.letter_ids(*scene.emails)))
+        assert (job["state"], job["failedAgain"], job["waiting"], job["why"]) == ("done", 1, 0, None)
 
+
+async def test_a_cancelled_replay_closes_what_was_on_its_way(house: House) -> None:
     async def slowly(_: Envelope) -> str:
         await asyncio.sleep(1.5)
         return "250 OK"
 
-    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
-        await ledger.register(client, wanted, at_once=3)
-        await letters_stand(house, ledger, 3)
-        ward.healed, server.on_data = True, slowly
-        admin = await client.admin()
-        ids = [letter["id"] for email in wanted for letter in await of_user(client, admin, ledger, email)]
-        begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids, atOnce=True, rate=1000)
+    async with with_letters(house, 3) as scene:
+        scene.server.on_data = slowly
+        ids = await scene.letter_ids(*scene.emails)
+        job_id = (await scene.act("replay", ids=ids, atOnce=True, rate=1000)).data["jobId"]
         async with database(house.ready) as rows, asyncio.timeout(30):
-            job_id = begun.data["jobId"]
             on_their_way = "SELECT count(*) FROM replay_items WHERE job_id = $1 AND sent_at IS NOT NULL"
             while await rows.fetchval(on_their_way, job_id) < 3:
                 await asyncio.sleep(0.05)
-            assert (await client.call("admin.dead-letters.jobs.cancel", access=admin, jobId=job_id)).ok
+            assert (await scene.act("jobs.cancel", jobId=job_id)).ok
             while await rows.fetchval("SELECT count(*) FROM dead_letters WHERE id = ANY($1) AND state = 'dead'", ids):
                 await asyncio.sleep(0.1)
-        job = (await client.call("admin.dead-letters.jobs.get", access=admin, jobId=job_id)).data["job"]
+        job = (await scene.act("jobs.get", jobId=job_id)).data["job"]
         assert (job["state"], job["done"], job["sent"]) == ("cancelled", 3, 0)
 
 
 async def test_a_slow_replay_lets_others_have_their_turn(house: House) -> None:
-    wanted, ledger, ward = emails(9), Ledger(), Ward()
-    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
-        await ledger.register(client, wanted, at_once=3)
-        await letters_stand(house, ledger, 9)
-        ward.healed = True
-        admin = await client.admin()
-        ids = [letter["id"] for email in wanted for letter in await of_user(client, admin, ledger, email)]
-        slow = await client.call("admin.dead-letters.replay", access=admin, ids=ids[:8], atOnce=True, rate=0.5)
-        quick = await client.call("admin.dead-letters.replay", access=admin, ids=ids[8:], atOnce=True, rate=50)
-        assert (await ended(client, admin, quick.data["jobId"]))["done"] == 1
-        job = (await client.call("admin.dead-letters.jobs.get", access=admin, jobId=slow.data["jobId"])).data["job"]
+    async with with_letters(house, 9) as scene:
+        ids = await scene.letter_ids(*scene.emails)
+        slow = await scene.act("replay", ids=ids[:8], atOnce=True, rate=0.5)
+        quick = await scene.act("replay", ids=ids[8:], atOnce=True, rate=50)
+        assert (await scene.ended(quick))["done"] == 1
+        job = (await scene.act("jobs.get", jobId=slow.data["jobId"])).data["job"]
         assert (job["state"], job["done"] < 8) == ("running", True)
-        assert (await client.call("admin.dead-letters.jobs.cancel", access=admin, jobId=job["id"])).ok
+        assert (await scene.act("jobs.cancel", jobId=job["id"])).ok
 
 
 async def test_discarded_letters_are_left_out_and_can_be_restored(house: House) -> None:
-    wanted, ledger, ward = emails(4), Ledger(), Ward()
-    async with mail_server(ward) as server, house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
-        await ledger.register(client, wanted, at_once=4)
-        await letters_stand(house, ledger, 4)
-        ward.healed = True
-        admin = await client.admin()
-        user = str(ledger.user_ids[wanted[0]])
-        assert (await client.call("admin.dead-letters.discard", access=admin, why="a test")).code == (
-            "VALIDATION_ERROR"
-        )
-        gone = await client.call("admin.dead-letters.discard", access=admin, userId=user, why="not theirs")
-        assert gone.data["count"] == 1
-        ids = [letter["id"] for email in wanted[1:] for letter in await of_user(client, admin, ledger, email)]
-        begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids)
-        assert (await ended(client, admin, begun.data["jobId"]))["done"] == 3
-        back = await client.call("admin.dead-letters.restore", access=admin, userId=user, why="theirs after all")
-        assert back.data["count"] == 1
-        begun = await client.call("admin.dead-letters.replay", access=admin, userId=user)
-        assert (await ended(client, admin, begun.data["jobId"]))["done"] == 1
-    assert sorted(address for to, _ in server.received for address in to if address in wanted) == sorted(wanted)
+    async with with_letters(house, 4) as scene:
+        user = str(scene.ledger.user_ids[scene.emails[0]])
+        assert (await scene.act("discard", why="a test")).code == "VALIDATION_ERROR"
+        assert (await scene.act("discard", userId=user, why="not theirs")).data["count"] == 1
+        begun = await scene.act("replay", ids=await scene.letter_ids(*scene.emails[1:]))
+        assert (await scene.ended(begun))["done"] == 3
+        assert (await scene.act("restore", userId=user, why="theirs after all")).data["count"] == 1
+        assert (await scene.ended(await scene.act("replay", userId=user)))["done"] == 1
+    sent = [address for to, _ in scene.server.received for address in to if address in scene.emails]
+    assert sorted(sent) == sorted(scene.emails)
 
 
 async def test_what_the_server_gave_up_while_nobody_listened_becomes_a_letter(house: House) -> None:
