@@ -5,14 +5,14 @@ from datetime import timedelta
 
 from adapters.postgres import Connection
 
-_OUTBOX = """
+OUTBOX = """
 SELECT count(*) AS waiting, coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS age_s
 FROM outbox"""
 
 
 async def outbox_backlog(connection: Connection) -> tuple[int, float]:
     """How many events are not announced yet, and the age of the oldest in seconds."""
-    row = await connection.fetchrow(_OUTBOX)
+    row = await connection.fetchrow(OUTBOX)
     assert row is not None  # noqa: S101 - aggregates without GROUP BY: one row, always
     return row["waiting"], row["age_s"]
 

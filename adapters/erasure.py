@@ -86,7 +86,8 @@ async def erase_user(connection: Connection, user_id: UUID, trail: Trail, *, at:
 _SWEEP_ATTEMPTS = """
 DELETE FROM delivery_attempts WHERE event_id IN (SELECT id FROM events WHERE aggregate_id = $1)"""
 _SWEEP_LETTERS = """
-UPDATE dead_letters SET body = '', headers = '{}', message = '', attempts = '[]' WHERE user_id = $1 AND body <> ''"""
+UPDATE dead_letters SET body = '', headers = '{}', message = '', attempts = '[]', state_why = NULL
+WHERE user_id = $1 AND body <> ''"""
 
 
 async def sweep_rows(connection: Connection, user_id: UUID) -> None:

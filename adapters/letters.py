@@ -12,12 +12,14 @@ from adapters.postgres import Connection
 from adapters.totals import total_of
 from contracts.dead_letters import (
     Cause,
+    DiscardLetters,
     GroupLetters,
     Letter,
     LetterCounts,
     LetterFilter,
     LetterGroups,
     ListLetters,
+    RestoreLetters,
     SomeLetters,
     WholeLetter,
 )
@@ -112,10 +114,12 @@ async def list_letters(connection: Connection, query: ListLetters) -> tuple[list
 
 
 _WHOLE = f"""
-SELECT {_COLUMNS}, d.subject, d.headers, d.body, d.attempts, e.traceparent,
-    coalesce((SELECT jsonb_agg(jsonb_build_object('job_id', i.job_id, 'sent_at', i.sent_at, 'outcome', i.outcome,
-        'ended_at', i.ended_at) ORDER BY i.sent_at DESC)
-        FROM (SELECT * FROM replay_items WHERE letter_id = d.id LIMIT 100) AS i), '[]') AS replays
+SELECT {_COLUMNS}, d.state_by, d.state_why, d.subject, d.headers, d.body, d.attempts, e.traceparent,
+    coalesce((SELECT jsonb_agg(jsonb_build_object('job_id', i.job_id, 'letter_id', i.letter_id, 'sent_at', i.sent_at,
+        'outcome', i.outcome, 'ended_at', i.ended_at) ORDER BY i.sent_at DESC)
+        FROM (SELECT i.* FROM dead_letters l JOIN replay_items i ON i.letter_id = l.id
+            WHERE l.group_name = d.group_name AND l.event_id = d.event_id AND l.n <= d.n
+            ORDER BY i.sent_at DESC NULLS FIRST LIMIT 100) AS i), '[]') AS replays
 FROM dead_letters d LEFT JOIN events e ON e.id = d.event_id WHERE d.id = $1"""
 _OTHERS = f"""
 SELECT {_COLUMNS} FROM dead_letters d WHERE d.group_name = $1 AND d.event_id = $2 AND d.id <> $3
@@ -131,6 +135,8 @@ async def whole_letter(connection: Connection, letter_id: UUID) -> WholeLetter |
     return WholeLetter.model_validate(
         {
             **_plain(row),
+            "state_by": row["state_by"],
+            "state_why": row["state_why"],
             "subject": row["subject"],
             "headers": row["headers"],
             "body_base64": base64.b64encode(row["body"]).decode(),
@@ -157,28 +163,31 @@ async def oldest_and_newest(
     return count, oldest, newest, [letter_of(row) for row in rows]
 
 
-async def discard_letters(connection: Connection, asked: SomeLetters, *, at: datetime) -> int:
+async def discard_letters(connection: Connection, asked: DiscardLetters, *, by: UUID, at: datetime) -> int:
     """Close letters that wait; a replay that comes to one of them leaves it out. How many there were."""
-    found, values = matching(asked, "dead")
-    n = len(values) + 1
-    done = await connection.execute(
-        f"UPDATE dead_letters SET state = 'discarded', state_at = ${n} WHERE id IN (SELECT d.id {found} FOR UPDATE)",
-        *values,
-        at,
-    )
-    return int(done.rpartition(" ")[2])
+    return await _change(connection, asked, "dead", "discarded", by=by, at=at)
 
 
-async def restore_letters(connection: Connection, asked: SomeLetters, *, at: datetime) -> int:
+async def restore_letters(connection: Connection, asked: RestoreLetters, *, by: UUID, at: datetime) -> int:
     """Open discarded letters again, unless their group has dealt with the event since. How many there were."""
-    found, values = matching(asked, "discarded")
+    not_done = "AND NOT EXISTS (SELECT FROM inbox i WHERE i.group_name = d.group_name AND i.event_id = d.event_id)"
+    return await _change(connection, asked, "discarded", "dead", not_done, by=by, at=at)
+
+
+async def _change(
+    connection: Connection, asked: DiscardLetters | RestoreLetters, state: str, to: str, but: str = "", *, by: UUID,
+    at: datetime,
+) -> int:  # fmt: skip
+    """Of an erased user's letters no reason is kept."""
+    found, values = matching(asked, state)
+    if asked.dry_run:
+        return int(await connection.fetchval(f"SELECT count(*) {found} {but}", *values))
     n = len(values) + 1
     done = await connection.execute(
-        f"UPDATE dead_letters SET state = 'dead', state_at = ${n} WHERE id IN (SELECT d.id {found} AND NOT EXISTS "
-        "(SELECT FROM inbox i WHERE i.group_name = d.group_name AND i.event_id = d.event_id) FOR UPDATE)",
-        *values,
-        at,
-    )
+        f"UPDATE dead_letters SET state = ${n}, state_at = ${n + 1}, state_by = ${n + 2}, "
+        f"state_why = CASE WHEN body <> '' THEN ${n + 3} END WHERE id IN (SELECT d.id {found} {but} FOR UPDATE)",
+        *values, to, at, by, asked.why,
+    )  # fmt: skip
     return int(done.rpartition(" ")[2])
 
 

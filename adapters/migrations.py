@@ -10,6 +10,9 @@ from importlib.resources import files
 
 import asyncpg
 
+from adapters.server_urls import asked
+from domain.refusals import Unavailable
+
 _LOCK_KEY = 0x75736572_73766331  # "usersvc1"
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 
@@ -57,11 +60,14 @@ async def status(url: str) -> list[Migration]:
 
 
 async def require_current(url: str) -> None:
-    """Raise `MigrationRefused` for a schema that this release cannot work on."""
+    """Raise `MigrationRefused` for a schema that this release cannot work on, `Unavailable` where nobody answers."""
     try:
         waiting = [migration.name for migration in await status(url) if migration.applied_at is None]
     except asyncpg.InsufficientPrivilegeError:
         waiting = ["schema_migrations cannot be read"]
+    except (OSError, TimeoutError) as error:
+        with asked("PostgreSQL", url):
+            raise Unavailable from error
     if waiting:
         raise MigrationRefused(f"the schema is too old ({waiting[0]}); run `user-service migrate` as its owner")
 

@@ -33,7 +33,7 @@ async def begin_job(
 ) -> tuple[UUID, int]:
     """In the caller's transaction: fix the letters of a new job; its id and their number."""
     job_id = uuid_utils.uuid7()
-    filters = asked.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"dry_run"})
+    filters = asked.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"dry_run", "why"})
     await connection.execute(_ADD_JOB, job_id, by, filters, asked.rate, not asked.at_once, at)
     found, values = matching(asked, state)
     n = len(values) + 1
@@ -196,7 +196,7 @@ _LOST = """
 UPDATE replay_items SET sent_at = NULL
 WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL AND sent_at < now() - $2::interval"""
 _CLOSE = """
-UPDATE dead_letters d SET state_at = now(),
+UPDATE dead_letters d SET state_at = now(), state_by = NULL, state_why = NULL,
     state = CASE WHEN s.outcome = 'failed_again' THEN 'failed_again' ELSE 'replayed' END
 FROM unnest($1::uuid[], $2::text[]) AS s (id, outcome) WHERE d.id = s.id AND d.state IN ('dead', 'held')"""
 

@@ -144,7 +144,7 @@ class Mailer:
         self._kept: list[tuple[float, SMTP]] = []
         self._closed = False
         self.taken_at = float("-inf")
-        """When the server last took a mail, by the monotonic clock."""
+        """When the server last took a mail, by the monotonic clock; never, where a later one has failed."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -197,6 +197,7 @@ class Mailer:
             async with asyncio.timeout(self._send_timeout_s), self._permits:
                 yield
         except (SMTPException, OSError) as error:
+            self.taken_at = float("-inf")
             raise MailUnavailable(_reason(error)) from None
 
     async def _announced(self, recipient: str) -> SMTP:

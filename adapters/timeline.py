@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -19,7 +19,7 @@ SELECT e.id, e.type, e.version, e.aggregate_id, e.occurred_at AS at, e.metadata 
 FROM events e LEFT JOIN outbox o ON o.position = e.position
 WHERE {} AND e.occurred_at < coalesce($2::timestamptz, 'infinity') ORDER BY e.position DESC LIMIT $3"""
 _ACTS = """
-SELECT action, success, user_id, request_id, created_at AS at FROM audit_logs
+SELECT action, success, user_id, actor_id, request_id, created_at AS at FROM audit_logs
 WHERE {} AND event_id IS NULL AND created_at < coalesce($2::timestamptz, 'infinity')
 ORDER BY created_at DESC LIMIT $3"""
 _OF_MAIL = re.compile(r"<?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[\w-]+@\S+)?$")
@@ -30,7 +30,8 @@ _ATTEMPTS = """
 SELECT event_id, group_name, attempt, error, message, at FROM delivery_attempts WHERE event_id = ANY($1)
 ORDER BY at DESC LIMIT 1000"""
 _LETTERS = """
-SELECT id, event_id, group_name, reason, error, message, state, state_at, created_at AS at FROM dead_letters
+SELECT id, event_id, group_name, reason, error, message, state, state_at, state_by, state_why, created_at AS at
+FROM dead_letters
 WHERE event_id = ANY($1) ORDER BY created_at DESC LIMIT 1000"""
 _REPLAYS = """
 SELECT i.event_id, i.group_name, i.outcome, i.letter_id, i.sent_at AS at FROM replay_items i
@@ -38,7 +39,7 @@ WHERE i.letter_id = ANY($1) AND i.sent_at IS NOT NULL ORDER BY i.sent_at DESC LI
 
 
 async def timeline_of(
-    connection: Connection, query: GetTimeline, groups: Sequence[str], *, now: datetime
+    connection: Connection, query: GetTimeline, groups: Sequence[str], *, pauses_s: Sequence[float], now: datetime
 ) -> tuple[list[Step], bool] | None:
     """The steps in order of time, and whether older ones are left; None for an address that is nobody's."""
     subject: UUID | str | None = query.user_id
@@ -48,14 +49,15 @@ async def timeline_of(
         subject = await connection.fetchval(_USER, email_key(query.email))
     if subject is None:
         return None
-    of_events, of_acts = _OF_REQUEST if query.request_id is not None else _OF_USER
-    events = await connection.fetch(_EVENTS.format(of_events), subject, query.before, query.limit + 1)
-    acts = await connection.fetch(_ACTS.format(of_acts), subject, query.before, query.limit + 1)
+    events_of, acts_of = _OF_REQUEST if query.request_id is not None else _OF_USER
+    events = await connection.fetch(_EVENTS.format(events_of), subject, query.before, query.limit + 1)
+    acts = await connection.fetch(_ACTS.format(acts_of), subject, query.before, query.limit + 1)
     found = [*((row, _event) for row in events), *((row, _act) for row in acts)]
     latest = sorted(found, key=lambda one: one[0]["at"], reverse=True)
     shown = latest[: query.limit]
     steps = [step_of(row) for row, step_of in shown]
-    steps += await _what_became_of([row for row, step_of in shown if step_of is _event], connection, groups, now)
+    of_events = [row for row, step_of in shown if step_of is _event]
+    steps += await _what_became_of(of_events, connection, groups, pauses_s, now)
     return sorted(steps, key=lambda step: (step.at, step.version or 0)), len(latest) > query.limit
 
 
@@ -66,8 +68,9 @@ async def _request_of(connection: Connection, named: str) -> str:
 
 
 async def _what_became_of(
-    events: Sequence[asyncpg.Record], connection: Connection, groups: Sequence[str], now: datetime
-) -> list[Step]:
+    events: Sequence[asyncpg.Record], connection: Connection, groups: Sequence[str], pauses_s: Sequence[float],
+    now: datetime,
+) -> list[Step]:  # fmt: skip
     by_id = {row["id"]: row for row in events}
     ids = list(by_id)
     done = await connection.fetch(_DONE, ids)
@@ -79,11 +82,12 @@ async def _what_became_of(
         _of(by_id, row, "failed", f"attempt {row['attempt']}: {row['error']}: {row['message']}") for row in attempts
     ]
     steps += [_of_letter(by_id, row) for row in letters]
+    steps += [_change_of(by_id, row) for row in letters if row["state_by"] is not None]
     steps += [
         _of(by_id, row, "replayed", row["outcome"] or "on its way", letter_id=row["letter_id"]) for row in replays
     ]
     closed = {(row["event_id"], row["group_name"]) for row in (*done, *letters)}
-    return [*steps, *_waiting(events, groups, closed, attempts, now)]
+    return [*steps, *_waiting(events, groups, closed, attempts, pauses_s, now)]
 
 
 def _of_letter(by_id: dict[UUID, asyncpg.Record], row: asyncpg.Record) -> Step:
@@ -92,9 +96,15 @@ def _of_letter(by_id: dict[UUID, asyncpg.Record], row: asyncpg.Record) -> Step:
     return _of(by_id, row, "dead", f"{row['reason']}: {row['error']}: {row['message']}", letter_id=row["id"])
 
 
+def _change_of(by_id: dict[UUID, asyncpg.Record], row: asyncpg.Record) -> Step:
+    """What an operator did to a letter last."""
+    step = _of(by_id, row, "discarded" if row["state"] == "discarded" else "restored", row["state_why"] or "")
+    return step.model_copy(update={"at": row["state_at"], "actor_id": row["state_by"], "letter_id": row["id"]})
+
+
 def _waiting(
     events: Sequence[asyncpg.Record], groups: Sequence[str], closed: set[tuple[UUID, str]],
-    attempts: Sequence[asyncpg.Record], now: datetime,
+    attempts: Sequence[asyncpg.Record], pauses_s: Sequence[float], now: datetime,
 ) -> Iterator[Step]:  # fmt: skip
     """What is still to be done with each event, and why it is not done yet."""
     tried = {(row["event_id"], row["group_name"]): row for row in reversed(attempts)}
@@ -103,9 +113,12 @@ def _waiting(
             if (event["id"], group) in closed:
                 continue
             last = tried.get((event["id"], group))
-            why = "it is to be announced first" if event["unsent"] else "the group has not come to it"
+            why = "it is to be announced first" if event["unsent"] else "for the group, or in work there: no answer yet"
             if last is not None:
-                why = f"to be tried again after attempt {last['attempt']}: {last['error']}: {last['message']}"
+                number = last["attempt"]
+                due = last["at"] + timedelta(seconds=pauses_s[min(number, len(pauses_s)) - 1]) if pauses_s else now
+                when = f"again at {due:%H:%M:%S} UTC" if due > now else "in work again, or about to be"
+                why = f"{when}, after attempt {number}: {last['error']}: {last['message']}"
             yield Step(
                 at=now, kind="waiting", text=why, type=event["type"], event_id=event["id"], version=event["version"],
                 group=group, user_id=event["aggregate_id"], request_id=event["request_id"],
@@ -121,8 +134,8 @@ def _event(row: asyncpg.Record) -> Step:
 
 def _act(row: asyncpg.Record) -> Step:
     return Step(
-        at=row["at"], kind="act", text=row["action"], user_id=row["user_id"], request_id=row["request_id"],
-        success=row["success"],
+        at=row["at"], kind="act", text=row["action"], user_id=row["user_id"], actor_id=row["actor_id"],
+        request_id=row["request_id"], success=row["success"],
     )  # fmt: skip
 
 

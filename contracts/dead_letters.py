@@ -11,6 +11,7 @@ from contracts.wire import Broken, Cursor, Limit100, Moment, Page, PageNumber, T
 LetterState = Literal["dead", "held", "replayed", "failed_again", "discarded"]
 Outcome = Literal["done", "failed_again", "already_handled", "discarded"]
 JobState = Literal["running", "stopped", "cancelled", "done"]
+LetterReason = Literal["attempts_exhausted", "mail_refused", "worker_died", "unauthentic", "held"]
 Word = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 Reason = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
 IDS_MAX = 1000
@@ -24,7 +25,7 @@ class LetterFilter(Wire):
     user_id: UUID | None = None
     from_: Moment | None = Field(default=None, alias="from", description="written at that time or later")
     to: Moment | None = Field(default=None, description="written before that time")
-    reason: Word | None = None
+    reason: LetterReason | None = None
     cause: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")] | None = Field(
         default=None, description="the fingerprint of a group of letters that died of the same"
     )
@@ -118,12 +119,15 @@ class Replayed(Wire):
     """One time that a letter was handed to its group again."""
 
     job_id: UUID
+    letter_id: UUID = Field(description="this one, or the one before it that failed again")
     sent_at: Timestamp | None
     outcome: Outcome | None
     ended_at: Timestamp | None
 
 
 class WholeLetter(Letter):
+    state_by: UUID | None = Field(description="who discarded or restored it last")
+    state_why: str | None = Field(description="and why")
     subject: str
     headers: dict[str, str]
     body_base64: str = Field(description="the exact bytes; empty where the user's data are erased")
@@ -161,6 +165,7 @@ class ReplayLetters(SomeLetters):
     at_once: bool = Field(
         default=False, description="not first one, then ten, then all the others, each if the one before went well"
     )
+    why: Reason | None = Field(default=None, description="for the audit log")
 
 
 class ReplayBegun(Wire):
@@ -247,15 +252,17 @@ class JobChanged(Wire):
 
 
 class DiscardLetters(SomeLetters):
-    """Close letters without a replay; they can be restored for as long as they are kept."""
+    """Close letters without a replay; they can be restored for 90 days."""
 
     why: Reason
+    dry_run: bool = Field(default=False, description="only say how many would be closed")
 
 
 class RestoreLetters(SomeLetters):
     """Open discarded letters again."""
 
     why: Reason
+    dry_run: bool = Field(default=False, description="only say how many would be open again")
 
 
 class Discarded(Wire):

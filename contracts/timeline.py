@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 from contracts.operations import Operation, Permission
 from contracts.wire import Broken, Email, Moment, Page, Text, Timestamp, Wire
 
-StepKind = Literal["act", "event", "done", "failed", "dead", "held", "replayed", "waiting"]
+StepKind = Literal["act", "event", "done", "failed", "dead", "held", "replayed", "discarded", "restored", "waiting"]
 
 
 class GetTimeline(Wire):
@@ -41,6 +41,7 @@ class Step(Wire):
     group: str | None = None
     letter_id: UUID | None = None
     user_id: UUID | None = None
+    actor_id: UUID | None = Field(default=None, description="who did it: of acts, and of letters discarded or restored")
     request_id: str | None = None
     success: bool | None = None
 

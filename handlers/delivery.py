@@ -259,6 +259,7 @@ class Deliverer:
         except (Unavailable, Overloaded, Stale):
             raise
         except Permanent as error:
+            await self._note_failure(delivery, error)
             return await self._bury(delivery, error.reason, type(error).__name__, str(error))
         except Exception as error:  # noqa: BLE001 - the edge: recorded, put off, and at last a letter
             return await self._put_off(delivery, error)
@@ -281,17 +282,21 @@ class Deliverer:
 
     async def _put_off(self, delivery: Delivery, error: Exception) -> str:
         """Remember the error; try again after a pause that grows with the attempts, or give up."""
-        name, message = type(error).__name__, str(error)
-        trace = "".join(traceback.format_exception(error, limit=8))
-        async with self._database.connection() as connection:
-            await record_attempt(connection, delivery.durable, delivery.event_id, delivery.number, name, message, trace)
-        log.warning("delivery failed", attempt=delivery.number, error=name)
+        await self._note_failure(delivery, error)
         pauses_s = self._pauses_of(delivery)
         if delivery.number > len(pauses_s):
-            return await self._bury(delivery, "attempts_exhausted", name, message)
+            return await self._bury(delivery, "attempts_exhausted", type(error).__name__, str(error))
         pause_s = pauses_s[delivery.number - 1]
         await delivery.message.nak(delay=pause_s * random.uniform(1.0, 1.1))
         return "put_off"
+
+    async def _note_failure(self, delivery: Delivery, error: Exception) -> None:
+        name, trace = type(error).__name__, "".join(traceback.format_exception(error, limit=8))
+        async with self._database.connection() as connection:
+            await record_attempt(
+                connection, delivery.durable, delivery.event_id, delivery.number, name, str(error), trace
+            )
+        log.warning("delivery failed", attempt=delivery.number, error=name)
 
     def _pauses_of(self, delivery: Delivery) -> Sequence[float]:
         return REPLAY_PAUSES_S if delivery.is_replay else self._pauses_s

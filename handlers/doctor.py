@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
+from adapters.backlog import OUTBOX
 from adapters.breached_passwords import BadList, BreachedPasswords
 from adapters.bus_client import BusFailure, bus_client
 from adapters.environment import advice_for, unknown_variables, variable_of
@@ -25,11 +27,14 @@ from adapters.server_urls import where
 from adapters.settings import Settings
 from adapters.smtp import Mailer, MailUnavailable
 from adapters.stream_marks import WATCHED, Watched
-from adapters.streams import TAKING_GROUPS, differences, durables
+from adapters.streams import TAKING_GROUPS, differences, durables, stream_configs
 from handlers.freshness import BEAT_S, BEATS
 from handlers.measured_service import SERVICE_NAME
 
 CLOCK_S_MAX = 1.0
+LATE_S = 30.0
+"""So long an event, or a letter, may wait to be announced."""
+FULL_MAX = 0.8
 _PAGE_BYTES_MAX = 64 * 1024
 WAIT_S = 3.0
 """How long one answer is waited for."""
@@ -148,6 +153,8 @@ async def _database(settings: Settings) -> Findings:
             yield await _rights(connection)
             for finding in await streams_compared(connection):
                 yield finding
+            for finding in await _waiting(connection):
+                yield finding
     finally:
         await connection.close(timeout=WAIT_S)
 
@@ -190,6 +197,9 @@ async def _schema(url: str) -> Finding:
     return Finding("schema", True, f"at {found[-1].name}")
 
 
+_HELD_BACK = f"""
+SELECT count(*) FROM dead_letters
+WHERE announced_at IS NULL AND state <> 'held' AND created_at < now() - interval '{LATE_S:.0f} s'"""
 _RIGHTS = """
 SELECT current_user AS role,
        has_table_privilege('users', 'UPDATE') AND has_table_privilege('events', 'INSERT') AS enough,
@@ -226,6 +236,22 @@ def _compared(stream: Watched) -> Finding:
         says = f"{says}; found {stream.lost_what} at {when}, {stream.put_back} messages put back"
     advice = "it is being filled up: keep the groups `jobs` and `relay` running, and ask again"
     return Finding(f"stream {stream.stream}", not stream.is_refilling, says, advice)
+
+
+async def _waiting(connection: asyncpg.Connection) -> list[Finding]:
+    """What has waited too long for the groups `relay` and `jobs`."""
+    [(events, age_s)] = await connection.fetch(OUTBOX)
+    letters = await connection.fetchval(_HELD_BACK)
+    return [
+        Finding(
+            "relay", age_s < LATE_S, f"{events} events wait to be announced, the oldest for {age_s:.0f} s",
+            "start `user-service run relay`; if it runs, its log says why an event waits",
+        ),
+        Finding(
+            "letters", not letters, f"{letters} letters wait to be announced for more than {LATE_S:.0f} s",
+            "is USER_DEAD_LETTERS full? raise USER_SERVICE_LETTERS_BYTES_MAX; else start a group of events",
+        ),
+    ]  # fmt: skip
 
 
 async def _owner(settings: Settings) -> Findings:
@@ -266,7 +292,23 @@ async def _streams(client: Client, settings: Settings) -> list[Finding]:
         return [Finding("jetstream", False, _said(error), advice)]
     good = Finding("jetstream", True, "streams and consumers are as this release wants them")
     faults = [Finding(item.what, False, f"is {item.found}, not {item.wanted}", advice) for item in found]
-    return [*(faults or [good]), await _groups(client.jetstream())]
+    full = await _nearly_full(client.jetstream(), settings)
+    return [*(faults or [good]), *full, await _groups(client.jetstream())]
+
+
+async def _nearly_full(js: JetStreamContext, settings: Settings) -> list[Finding]:
+    """Streams that will take no more before long: what is to be announced waits then."""
+    found: list[Finding] = []
+    async with asyncio.timeout(WAIT_S):
+        for config in stream_configs(settings):
+            with suppress(NotFoundError):
+                info = await js.stream_info(str(config.name))
+                share = info.state.bytes / (info.config.max_bytes or -1)
+                if share > FULL_MAX:
+                    says = f"{share:.0%} of {info.config.max_bytes} bytes are taken"
+                    advice = "raise its bytes (docs/settings.md, docs/runbook.md#streamnearlyfull)"
+                    found.append(Finding(f"stream {config.name}: max_bytes", False, says, advice))
+    return found
 
 
 async def _groups(js: JetStreamContext) -> Finding:

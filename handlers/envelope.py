@@ -44,7 +44,6 @@ _FAULT_CODES: dict[str, tuple[str, str]] = {
     "string_too_short": ("too_short", "This value is too short."),
     "string_too_long": ("too_long", "This value is too long."),
     "too_long": ("too_long", "This value is too long."),
-    "literal_error": ("not_allowed", "This value is not one of those allowed."),
     "greater_than_equal": ("too_small", "This number is too small."),
     "less_than_equal": ("too_large", "This number is too large."),
     "string_pattern_mismatch": ("malformed", "This value is malformed."),
@@ -210,6 +209,8 @@ def _faults(found: Iterable[ErrorDetails]) -> Iterable[Fault]:
             yield Fault(field, said["error"].code, str(said["error"]))
         elif kind == "too_long" and said.get("field_type") == "List":
             yield Fault(field, "too_many", "There are too many items.")
+        elif kind == "literal_error":  # what is allowed is ours; what was sent is not repeated
+            yield Fault(field, "not_allowed", f"This value is not one of those allowed: {said['expected']}.")
         elif kind in _FAULT_CODES:
             yield Fault(field, *_FAULT_CODES[kind])
         elif _WRONG_TYPE.fullmatch(kind):

@@ -60,6 +60,8 @@ async def replay_history(
     """
     if group not in EVENT_GROUPS:
         raise NotPossible(f"no such group: {group}; there are {', '.join(EVENT_GROUPS)}")
+    if _is_backwards(start, end):
+        raise NotPossible("nothing lies between them: the end must be behind the start")
     async with database.transaction() as connection:
         stretch = await _stretch(connection, group, start, end)
         if at_work_from is not None and (position := await position_of(connection, at_work_from)) is not None:
@@ -106,3 +108,9 @@ async def watch_job(database: Database, job_id: UUID, tell: Callable[[int, int],
         if job.state != "running":
             return job
         await asyncio.sleep(POLL_S)
+
+
+def _is_backwards(start: Bound, end: Bound) -> bool:
+    if isinstance(start, int) and isinstance(end, int):
+        return start >= end
+    return isinstance(start, datetime) and isinstance(end, datetime) and start >= end

@@ -16,7 +16,8 @@ PERIOD_S = 60.0
 ROWS_MAX = 1000
 _STEPS_MAX = 50
 # What is over, and of no more use: kept replies, sessions a month later (ended ones expire too) and before them their
-# tokens, of which each may have many, links, devices, successors past their grace, challenges an hour later.
+# tokens, of which each may have many, links, devices, successors past their grace, challenges an hour later; what
+# operators did about letters 90 days later, and the letters that are closed since.
 _CLEARING = """
 DELETE FROM idempotency_keys WHERE key_mac IN (SELECT key_mac FROM idempotency_keys WHERE expires_at < now() LIMIT $1);
 DELETE FROM refresh_tokens WHERE hash IN
@@ -33,7 +34,20 @@ UPDATE refresh_tokens SET successor_sealed = NULL WHERE hash IN
     (SELECT hash FROM refresh_tokens
      WHERE successor_sealed IS NOT NULL AND used_at < now() - interval '1 minute' LIMIT $1);
 DELETE FROM login_challenges WHERE hash IN
-    (SELECT hash FROM login_challenges WHERE expires_at < now() - interval '1 hour' LIMIT $1)"""
+    (SELECT hash FROM login_challenges WHERE expires_at < now() - interval '1 hour' LIMIT $1);
+DELETE FROM replay_items WHERE (job_id, place) IN
+    (SELECT i.job_id, i.place FROM replay_jobs j JOIN replay_items i ON i.job_id = j.id
+     WHERE j.ended_at < now() - interval '90 days' LIMIT $1);
+DELETE FROM replay_jobs WHERE id IN
+    (SELECT j.id FROM replay_jobs j WHERE j.ended_at < now() - interval '90 days'
+     AND NOT EXISTS (SELECT FROM replay_items i WHERE i.job_id = j.id) LIMIT $1);
+DELETE FROM dead_letters WHERE id IN
+    (SELECT d.id FROM dead_letters d WHERE d.state IN ('replayed', 'failed_again', 'discarded')
+     AND d.state_at < now() - interval '90 days'
+     AND NOT EXISTS (SELECT FROM replay_items i WHERE i.letter_id = d.id AND i.outcome IS NULL)
+     LIMIT $1 FOR UPDATE SKIP LOCKED);
+DELETE FROM delivery_attempts WHERE (group_name, event_id, attempt) IN
+    (SELECT group_name, event_id, attempt FROM delivery_attempts WHERE at < now() - interval '90 days' LIMIT $1)"""
 
 
 async def clear_away(database: Database) -> None:

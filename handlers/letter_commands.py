@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adapters.bus_client import BusFailure
+from handlers.letter_lines import counted, line_of_job, line_of_letter, lines_of_letter
 from handlers.own_session import Operator, operator_on
 from handlers.terminal import AsJson, Failure, ReadyFile, Token, nats_url_of, run_to_end
 from handlers.timeline_command import around, line_of
@@ -22,22 +23,25 @@ letters_app.add_typer(jobs_app, name="jobs")
 Group = Annotated[str | None, typer.Option(help="Of one group: email, audit, cache.")]
 Type = Annotated[str | None, typer.Option(help="Of one event type, such as UserRegistered.")]
 User = Annotated[str | None, typer.Option(help="Of one user, by id.")]
-From = Annotated[str | None, typer.Option("--from", help="Written at that time or later (RFC 3339).")]
-To = Annotated[str | None, typer.Option("--to", help="Written before that time (RFC 3339).")]
-Why = Annotated[str | None, typer.Option("--reason", help="Of one reason, such as attempts_exhausted.")]
+From = Annotated[str | None, typer.Option("--from", help="Written at that time or later (like 2026-03-01T12:00:00Z).")]
+To = Annotated[str | None, typer.Option("--to", help="Written before that time (like 2026-03-01T12:00:00Z).")]
+Why = Annotated[
+    str | None,
+    typer.Option("--reason", help="Of one reason: attempts_exhausted, mail_refused, worker_died, unauthentic, held."),
+]
+State = Annotated[str, typer.Option(help="dead, held, replayed, failed_again or discarded.")]
 CauseId = Annotated[str | None, typer.Option("--cause", help="Of one cause, as `groups` names it.")]
 Ids = Annotated[list[str] | None, typer.Argument(help="Letters by their ids.")]
 Everything = Annotated[bool, typer.Option("--all", help="All letters, where no id and no filter is given.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many.")]
 JobId = Annotated[str, typer.Argument(help="A replay, by its id.")]
 POLL_S = 0.5
-
-out = Console()
 
 
 @letters_app.command("groups")
 def groups(
     group: Group = None, type: Type = None, user: User = None, from_: From = None, to: To = None, reason: Why = None,
-    cause: CauseId = None, state: Annotated[str, typer.Option(help="dead, held, replayed or discarded.")] = "dead",
+    cause: CauseId = None, state: State = "dead",
     token: Token = None, as_json: AsJson = False, ready_file: ReadyFile = None,
 ) -> None:  # fmt: skip
     """Show what letters have died of, the most frequent cause first."""
@@ -47,7 +51,8 @@ def groups(
         data = reply["data"]
         for one in data["causes"]:
             typer.echo(
-                f"{one['cause']}  {one['letters']:>7} letters of {one['users']} users  {one['group']} {one['type']}"
+                f"{one['cause']}  {counted(one['letters'], 'letter'):>14} of {counted(one['users'], 'user')}  "
+                f"{one['group']} {one['type']}"
             )
             typer.echo(f"    {one['reason']}: {one['error']}: {one['text']}")
             typer.echo(f"    first {one['firstAt']}  last {one['lastAt']}  latest {one['latestId']}")
@@ -60,7 +65,7 @@ def groups(
 @letters_app.command("list")
 def list_letters(
     group: Group = None, type: Type = None, user: User = None, from_: From = None, to: To = None, reason: Why = None,
-    cause: CauseId = None, state: Annotated[str, typer.Option(help="dead, held, replayed or discarded.")] = "dead",
+    cause: CauseId = None, state: State = "dead",
     limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended.")] = None,
     token: Token = None, as_json: AsJson = False, ready_file: ReadyFile = None,
@@ -72,9 +77,9 @@ def list_letters(
 
     def show(reply: Any) -> None:  # noqa: ANN401 - JSON
         for letter in reply["data"]:
-            typer.echo(_line(letter))
+            typer.echo(line_of_letter(letter))
         if not reply["data"]:
-            typer.echo(f"no letter of this kind is {state}", err=True)
+            typer.echo(f"no letter of this kind is {state}{_unknown(type)}", err=True)
         if (following := reply["pagination"]["nextCursor"]) is not None:
             typer.echo(f"more: --cursor {following}")
 
@@ -97,7 +102,8 @@ def show(
         if as_json:
             typer.echo(json.dumps(whole | {"timeline": steps}, ensure_ascii=False))
             return
-        out.print_json(json.dumps(found, ensure_ascii=False))
+        for line in lines_of_letter(found):
+            typer.echo(line)
         for step in steps:
             typer.echo(line_of(step))
 
@@ -112,6 +118,7 @@ def replay(
     rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Letters a second.")] = 50,
     limit: Annotated[int | None, typer.Option(min=1, help="Of the oldest so many.")] = None,
     at_once: Annotated[bool, typer.Option("--at-once", help="Not first one, then ten, then all the others.")] = False,
+    why: Annotated[str | None, typer.Option("--why", help="The reason, for the audit log.")] = None,
     wait: Annotated[bool, typer.Option(help="Watch it to its end.")] = True,
     token: Token = None, as_json: AsJson = False, ready_file: ReadyFile = None,
 ) -> None:  # fmt: skip
@@ -122,15 +129,14 @@ def replay(
     body = _some(ids, everything, _filters(group, type, user, from_, to, reason, cause)) | {
         "dryRun": dry_run, "rate": rate, "atOnce": at_once,
     }  # fmt: skip
-    if limit is not None:
-        body["limit"] = limit
+    body |= {name: value for name, value in (("limit", limit), ("why", why)) if value is not None}
 
     async def act(operator: Operator) -> None:
         begun = (await operator.call("admin.dead-letters.replay", body))["data"]
         if begun["jobId"] is None or not wait:
             _tell_begun(begun, as_json=as_json)
             return
-        typer.echo(f"replay {begun['jobId']} of {begun['matched']} letters", err=True)
+        typer.echo(f"replay {begun['jobId']} of {counted(begun['matched'], 'letter')}", err=True)
         try:
             job = await _watch(operator, begun["jobId"])
         except BusFailure as failure:
@@ -147,7 +153,7 @@ def jobs_list(token: Token = None, as_json: AsJson = False, ready_file: ReadyFil
 
     def show(reply: Any) -> None:  # noqa: ANN401 - JSON
         for job in reply["data"]:
-            typer.echo(_job_line(job))
+            typer.echo(line_of_job(job))
 
     _ask("admin.dead-letters.jobs.list", {"limit": 50}, show, token=token, as_json=as_json, ready_file=ready_file)
 
@@ -165,7 +171,7 @@ def jobs_show(
     body = {"jobId": job, "outcome": outcome, "after": after, "limit": 100}
 
     def show(reply: Any) -> None:  # noqa: ANN401 - JSON
-        typer.echo(_job_line(reply["data"]["job"]))
+        typer.echo(line_of_job(reply["data"]["job"]))
         for item in reply["data"]["items"]:
             typer.echo(f"{item['place']:>7}  {item['letterId'] or item['eventId']}  {item['outcome'] or 'waiting'}")
         if reply["data"]["more"]:
@@ -188,7 +194,7 @@ def jobs_resume(job: JobId, token: Token = None, as_json: AsJson = False, ready_
 
 def _change_job(act: str, job: str, *, token: str | None, as_json: bool, ready_file: Path | None) -> None:
     def show(reply: Any) -> None:  # noqa: ANN401 - JSON
-        typer.echo(_job_line(reply["data"]["job"]))
+        typer.echo(line_of_job(reply["data"]["job"]))
 
     _ask(f"admin.dead-letters.jobs.{act}", {"jobId": job}, show, token=token, as_json=as_json, ready_file=ready_file)
 
@@ -197,11 +203,13 @@ def _change_job(act: str, job: str, *, token: str | None, as_json: bool, ready_f
 def discard(
     why: Annotated[str, typer.Option("--why", help="The reason, for the audit log.")],
     ids: Ids = None, group: Group = None, type: Type = None, user: User = None, from_: From = None, to: To = None,
-    reason: Why = None, cause: CauseId = None, everything: Everything = False,
+    reason: Why = None, cause: CauseId = None, everything: Everything = False, dry_run: DryRun = False,
     token: Token = None, as_json: AsJson = False, ready_file: ReadyFile = None,
 ) -> None:  # fmt: skip
     """Close letters without a replay; `restore` opens them again."""
-    body = _some(ids, everything, _filters(group, type, user, from_, to, reason, cause)) | {"why": why}
+    body = _some(ids, everything, _filters(group, type, user, from_, to, reason, cause)) | {
+        "why": why, "dryRun": dry_run,
+    }  # fmt: skip
     _ask("admin.dead-letters.discard", body, _tell_count, token=token, as_json=as_json, ready_file=ready_file)
 
 
@@ -209,11 +217,13 @@ def discard(
 def restore(
     why: Annotated[str, typer.Option("--why", help="The reason, for the audit log.")],
     ids: Ids = None, group: Group = None, type: Type = None, user: User = None, from_: From = None, to: To = None,
-    reason: Why = None, cause: CauseId = None, everything: Everything = False,
+    reason: Why = None, cause: CauseId = None, everything: Everything = False, dry_run: DryRun = False,
     token: Token = None, as_json: AsJson = False, ready_file: ReadyFile = None,
 ) -> None:  # fmt: skip
     """Open discarded letters again."""
-    body = _some(ids, everything, _filters(group, type, user, from_, to, reason, cause)) | {"why": why}
+    body = _some(ids, everything, _filters(group, type, user, from_, to, reason, cause)) | {
+        "why": why, "dryRun": dry_run,
+    }  # fmt: skip
     _ask("admin.dead-letters.restore", body, _tell_count, token=token, as_json=as_json, ready_file=ready_file)
 
 
@@ -229,25 +239,15 @@ def _some(ids: list[str] | None, everything: bool, filters: dict[str, object]) -
     return filters | ({"ids": ids} if ids else {}) | ({"all": True} if everything else {})
 
 
-def _line(letter: Mapping[str, Any]) -> str:
-    return (
-        f"{letter['createdAt']}  {letter['id']}  {letter['group']} {letter['type']}  {letter['reason']}: "
-        f"{letter['error']}: {letter['message']}"
-    )
+def _unknown(type: str | None) -> str:
+    """A name that is mistyped finds nothing, as one of which nothing died."""
+    from contracts.events import EVENTS
 
-
-def _job_line(job: Mapping[str, Any]) -> str:
-    why = f" ({job['why']})" if job["why"] else ""
-    left = job["waiting"] + job["sent"]
-    return (
-        f"{job['createdAt']}  {job['id']}  {job['state']}{why}: {job['done']} done, {job['failedAgain']} failed again, "
-        f"{job['alreadyHandled']} already handled, {job['discarded']} discarded, {left} to come "
-        f"of {job['total']}"
-    )
+    return "" if type is None or type in EVENTS else f"; there is no event {type}"
 
 
 def _tell_count(reply: Any) -> None:  # noqa: ANN401 - JSON
-    typer.echo(f"{reply['data']['count']} letters")
+    typer.echo(counted(reply["data"]["count"], "letter"))
 
 
 def _tell_begun(begun: Mapping[str, Any], *, as_json: bool) -> None:
@@ -257,15 +257,16 @@ def _tell_begun(begun: Mapping[str, Any], *, as_json: bool) -> None:
     if not begun["matched"]:
         typer.echo("nothing to replay: no letter of this kind is dead (`list --state held`, `discarded`)", err=True)
         return
-    typer.echo(f"{begun['matched']} letters, the oldest of {begun['oldest']}, the newest of {begun['newest']}")
+    found = counted(begun["matched"], "letter")
+    typer.echo(f"{found}, the oldest of {begun['oldest']}, the newest of {begun['newest']}")
     for letter in begun["sample"]:
-        typer.echo(_line(letter))
+        typer.echo(line_of_letter(letter))
     if begun["jobId"] is not None:
         typer.echo(f"replay {begun['jobId']}: `user-service dead-letters jobs show {begun['jobId']}`")
 
 
 def _tell_ended(job: Mapping[str, Any], *, as_json: bool) -> None:
-    typer.echo(json.dumps(job, ensure_ascii=False) if as_json else _job_line(job))
+    typer.echo(json.dumps(job, ensure_ascii=False) if as_json else line_of_job(job))
     if job["state"] != "done" or job["failedAgain"]:
         raise typer.Exit(1)
 

@@ -23,8 +23,11 @@ class Refused(Failure):
     """What the service answered instead of doing it."""
 
     def __init__(self, error: Mapping[str, Any]) -> None:
-        details = "".join(f"; {detail['field']}: {detail['message']}" for detail in error.get("details") or ())
-        super().__init__(f"{error['code']}: {error['message']}{details}")
+        details = [
+            f"{detail['field']}: {detail['message']}" if detail["field"] else detail["message"]
+            for detail in error.get("details") or ()
+        ]
+        super().__init__(f"{error['code']}: {' '.join(details) or error['message']}")
         self.code = str(error["code"])
 
 

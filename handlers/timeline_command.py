@@ -72,5 +72,6 @@ def line_of(step: dict[str, Any]) -> str:
     where = f" [{step['group']}]" if step["group"] else ""
     letter = f"  letter {step['letterId']}" if step["letterId"] else ""
     failed = "  (refused)" if step["success"] is False else ""
+    by = f"  by {step['actorId']}" if step["actorId"] and step["actorId"] != step["userId"] else ""
     text = f"  request {step['requestId']}" if step["kind"] == "event" else f"  {step['text']}"
-    return f"{step['at']}  {step['kind']:8}{where}  {what}{text}{failed}{letter}"
+    return f"{step['at']}  {step['kind']:9}{where}  {what}{text}{failed}{by}{letter}"

@@ -64,6 +64,7 @@ async def replay(visit: Visit) -> Response:
         begun = await visit.call(
             "admin.dead-letters.replay", **named, **bounded,
             rate=_number(visit.sent("rate") or RATE), atOnce=visit.sent("at_once") == "yes",
+            why=visit.sent("why") or None,
         )  # fmt: skip
         job_id = begun["data"]["jobId"]
         if job_id is None:

@@ -141,7 +141,8 @@ async def discard(ctx: Context, call: Call, request: DiscardLetters) -> Discarde
     """Close letters that nobody will replay."""
     async with ctx.unit_of_work(call) as work:
         await require_permission(ctx, work.connection, call)
-        reply = Discarded(count=await discard_letters(work.connection, request, at=ctx.now()))
+        by = call.signed_in.user_id
+        reply = Discarded(count=await discard_letters(work.connection, request, by=by, at=ctx.now()))
         await work.audit(_act(ctx, "dead_letters_discarded", request, count=reply.count))
         await work.commit(reply)
     return reply
@@ -151,7 +152,8 @@ async def restore(ctx: Context, call: Call, request: RestoreLetters) -> Restored
     """Open letters again that were discarded."""
     async with ctx.unit_of_work(call) as work:
         await require_permission(ctx, work.connection, call)
-        reply = Restored(count=await restore_letters(work.connection, request, at=ctx.now()))
+        by = call.signed_in.user_id
+        reply = Restored(count=await restore_letters(work.connection, request, by=by, at=ctx.now()))
         await work.audit(_act(ctx, "dead_letters_restored", request, count=reply.count))
         await work.commit(reply)
     return reply

@@ -14,7 +14,9 @@ async def timeline_get(ctx: Context, call: Call, request: GetTimeline) -> Timeli
     """One list in order of time, with what still waits, and why, at its end."""
     async with ctx.database.connection() as connection:
         await require_permission(ctx, connection, call)
-        found = await timeline_of(connection, request, EVENT_GROUPS, now=ctx.now())
+        found = await timeline_of(
+            connection, request, EVENT_GROUPS, pauses_s=ctx.settings.delivery_pauses, now=ctx.now()
+        )
         if found is None:
             raise NotFound
         row = AuditRow(

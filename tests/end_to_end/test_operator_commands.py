@@ -38,7 +38,11 @@ async def test_an_operator_signs_in_looks_and_signs_out(dev: Dev, client: Gatewa
     assert (code, "NOT_FOUND" in err) == (1, True), err
 
     code, _, err = await command("dead-letters", "list", "--group", "emial", *at, env=home)
-    assert (code, "group" in err) == (1, True), "a mistyped group is no empty list"
+    assert (code, "'email', 'audit' or 'cache'" in err) == (1, True), "a mistyped group is no empty list"
+    code, _, err = await command("dead-letters", "list", "--reason", "foo", *at, env=home)
+    assert (code, "attempts_exhausted" in err) == (1, True), err
+    code, _, err = await command("dead-letters", "list", "--type", "UserRegisterd", *at, env=home)
+    assert (code, "there is no event UserRegisterd" in err) == (0, True), err
     code, out, err = await command("dead-letters", "replay", "--type", "Nothing", *at, env=home)
     assert (code, out, "nothing to replay" in err) == (0, "", True), err
 
@@ -46,7 +50,9 @@ async def test_an_operator_signs_in_looks_and_signs_out(dev: Dev, client: Gatewa
         code, out, err = await command("dead-letters", "show", letter_id, *at, env=home)
         assert code == 0, err
         assert "550 no such mailbox" in out
-        assert "v1 UserRegistered" in out.rpartition("}")[2], "what else happened to the user stands below it"
+        facts, _, after = out.partition("\n\n")
+        assert "died of     " in facts
+        assert "v1 UserRegistered" in after, "what else happened to the user stands below the bytes"
 
     sessions = json.loads(kept.read_text())
     (server,) = sessions

@@ -98,10 +98,10 @@ async def test_a_discarded_letter_whose_event_was_handled_since_stays_closed(dat
         row = await connection.fetchrow("SELECT id FROM dead_letters WHERE event_id = $1", event_id)
         assert row
         one = {"ids": [row["id"]], "why": "a test"}
-        assert await discard_letters(connection, DiscardLetters.model_validate(one), at=NOW) == 1
-        assert await discard_letters(connection, DiscardLetters.model_validate(one), at=NOW) == 0
+        assert await discard_letters(connection, DiscardLetters.model_validate(one), by=uuid4(), at=NOW) == 1
+        assert await discard_letters(connection, DiscardLetters.model_validate(one), by=uuid4(), at=NOW) == 0
         await mark_done(connection, "email", {event_id: "sent"})
-        assert await restore_letters(connection, RestoreLetters.model_validate(one), at=NOW) == 0
+        assert await restore_letters(connection, RestoreLetters.model_validate(one), by=uuid4(), at=NOW) == 0
 
 
 @pytest.mark.parametrize(
