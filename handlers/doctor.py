@@ -307,7 +307,7 @@ async def _nearly_full(js: JetStreamContext, settings: Settings) -> list[Finding
                 if share > FULL_MAX:
                     says = f"{share:.0%} of {info.config.max_bytes} bytes are taken"
                     advice = "raise its bytes (docs/settings.md, docs/runbook.md#streamnearlyfull)"
-                    found.append(Finding(f"stream {config.name}: max_bytes", False, says, advice))
+                    found.append(Finding(f"stream {config.name} fills", False, says, advice))
     return found
 
 

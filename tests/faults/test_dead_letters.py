@@ -197,6 +197,12 @@ async def test_a_single_letter_that_fails_again_ends_its_replay(house: House) ->
         scene.ward.healed = False
         job = await scene.ended(await scene.act("replay", ids=await scene.letter_ids(*scene.emails)))
         assert (job["state"], job["failedAgain"], job["waiting"], job["why"]) == ("done", 1, 0, None)
+        user = str(scene.ledger.user_ids[scene.emails[0]])
+        [newest] = (await scene.act("list", userId=user)).data
+        [oldest] = (await scene.act("list", userId=user, state="failed_again")).data
+        shown = (await scene.act("get", letterId=newest["id"])).data["letter"]
+        [before] = shown["replays"]
+        assert (before["jobId"], before["letterId"], before["outcome"]) == (job["id"], oldest["id"], "failed_again")
 
 
 async def test_a_cancelled_replay_closes_what_was_on_its_way(house: House) -> None:
@@ -233,12 +239,26 @@ async def test_a_slow_replay_lets_others_have_their_turn(house: House) -> None:
 async def test_discarded_letters_are_left_out_and_can_be_restored(house: House) -> None:
     async with with_letters(house, 4) as scene:
         user = str(scene.ledger.user_ids[scene.emails[0]])
+        [letter_id] = await scene.letter_ids(scene.emails[0])
+        assert (await scene.act("discard", userId=user, why="not theirs", dryRun=True)).data["count"] == 1
+        assert await scene.letter_ids(scene.emails[0]) == [letter_id]
         assert (await scene.act("discard", why="a test")).code == "VALIDATION_ERROR"
         assert (await scene.act("discard", userId=user, why="not theirs")).data["count"] == 1
-        begun = await scene.act("replay", ids=await scene.letter_ids(*scene.emails[1:]))
+        me = (await scene.client.call("me.get", access=scene.admin)).data["user"]["id"]
+        closed = (await scene.act("get", letterId=letter_id)).data["letter"]
+        assert (closed["state"], closed["stateBy"], closed["stateWhy"]) == ("discarded", me, "not theirs")
+        steps = (await scene.client.call("admin.timeline.get", access=scene.admin, userId=user)).data
+        assert [(step["actorId"], step["text"]) for step in steps if step["kind"] == "discarded"] == [
+            (me, "not theirs")
+        ]
+        begun = await scene.act("replay", ids=await scene.letter_ids(*scene.emails[1:]), why="theirs is another case")
         assert (await scene.ended(begun))["done"] == 3
         assert (await scene.act("restore", userId=user, why="theirs after all")).data["count"] == 1
         assert (await scene.ended(await scene.act("replay", userId=user)))["done"] == 1
+        log = (
+            await scene.client.call("admin.audit-logs.list", access=scene.admin, action="dead_letters_replayed")
+        ).data
+        assert log[1]["details"]["why"] == "theirs is another case"
     sent = [address for to, _ in scene.server.received for address in to if address in scene.emails]
     assert sorted(sent) == sorted(scene.emails)
 

@@ -20,7 +20,9 @@ from adapters.streams import ACK_WAIT_S
 from handlers.doctor import EXAMINATION_S, Finding, examine
 from tests.builders import settings_of
 from tests.faults.house import House
+from tests.faults.ledger import Ledger, emails
 from tests.faults.test_durables import durable
+from tests.gateway import database
 from tests.program import eventually
 
 SERVERS = {"postgresql", "nats", "redis", "smtp"}
@@ -238,6 +240,36 @@ async def test_it_says_who_answers_and_which_groups_nobody_runs(house: House) ->
     for found in [await says(url) for url in urls]:
         assert found["requests"].startswith("nobody answers")
         assert found["groups"].startswith("nobody takes what comes for email, audit, cache, jobs; ")
+
+
+async def test_what_waits_too_long_to_be_announced_and_a_stream_that_fills_are_faults(house: House) -> None:
+    async with house.run("requests"), house.gateway() as client, database(house.ready) as rows:
+        await Ledger().register(client, emails(1), at_once=1)
+        await rows.execute("UPDATE outbox SET created_at = now() - interval '1 minute'")
+        await rows.execute(_LETTER)
+        async with house.worker() as nc:
+            config = (await nc.jetstream().stream_info("USER_DEAD_LETTERS")).config
+            await nc.jetstream().update_stream(replace(config, max_bytes=10_000))
+            await nc.jetstream().publish("users.dead-letters.email.None.1", b"x" * 8_500)
+        report = await doctor(house)
+        await rows.execute("DELETE FROM dead_letters WHERE reason = 'worker_died' AND subject = 'x'")
+
+        async def all_are_announced() -> bool:
+            return not await rows.fetchval("SELECT EXISTS (SELECT FROM outbox)")
+
+        async with house.run("relay"):
+            await eventually(all_are_announced, within_s=20, what="a relay to announce them")
+    assert re.match(r"\d+ events wait to be announced, the oldest for 6\d s", report.says["relay"])
+    assert "user-service run relay" in report.advice["relay"]
+    assert report.says["letters"].startswith("1 letters wait")
+    assert re.match(r"[89]\d% of 10000 bytes", report.says["stream USER_DEAD_LETTERS fills"])
+
+
+_LETTER = """
+INSERT INTO dead_letters (id, group_name, event_id, n, event_type, reason, error, message, subject, body, headers,
+    attempts, deliveries, stream_sequence, created_at)
+VALUES (gen_random_uuid(), 'email', gen_random_uuid(), 1, 'UserLogin', 'worker_died', 'WorkerDied', '', 'x', 'x', '{}',
+    '[]', 1, 1, now() - interval '1 minute')"""
 
 
 @asynccontextmanager

@@ -143,5 +143,8 @@ async def test_a_refused_recipient_stands_in_nobodys_way(house: House) -> None:
         await server.stop()
     assert (letter["reason"], letter["deliveries"]) == ("mail_refused", 1)
     assert letter["user_id"] == ledger.user_ids[refused]
-    assert refused not in letter["message"]
+    [attempt] = json.loads(letter["attempts"])
+    assert (attempt["attempt"], attempt["message"]) == (1, letter["message"])
+    assert "no such mailbox" in attempt["trace"]
+    assert refused not in letter["message"] + letter["attempts"]
     assert sorted(address for to, _ in server.received for address in to) == sorted(set(wanted) - {refused})

@@ -1,6 +1,7 @@
 """Letters are written whatever their message holds, and each has a number of its own."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -9,8 +10,10 @@ from pydantic import ValidationError
 from adapters.inbox import add_letter, mark_done, record_attempt
 from adapters.letters import discard_letters, group_letters, list_letters, restore_letters
 from adapters.postgres import Connection, Database
+from adapters.replays import begin_job
 from contracts.dead_letters import DiscardLetters, GroupLetters, ListLetters, ReplayLetters, RestoreLetters
 from domain.refusals import Stale
+from handlers.jobs import clear_once
 from tests.builders import NOW
 
 
@@ -102,6 +105,47 @@ async def test_a_discarded_letter_whose_event_was_handled_since_stays_closed(dat
         assert await discard_letters(connection, DiscardLetters.model_validate(one), by=uuid4(), at=NOW) == 0
         await mark_done(connection, "email", {event_id: "sent"})
         assert await restore_letters(connection, RestoreLetters.model_validate(one), by=uuid4(), at=NOW) == 0
+
+
+async def test_closed_letters_go_after_ninety_days_with_their_replays(database: Database) -> None:
+    now = datetime.now(UTC)
+    past, lately = now - timedelta(days=91), now - timedelta(days=89)
+    letters = {
+        (state, at): uuid4()
+        for at in (past, lately)
+        for state in ("dead", "held", "replayed", "failed_again", "discarded")
+    }
+    async with database.connection() as connection:
+        for (state, at), event_id in letters.items():
+            await bury(connection, event_id, stream="USER_EVENTS")
+            await record_attempt(connection, "email", event_id, 1, "Error", "", "")
+            await connection.execute(
+                "UPDATE dead_letters SET state = $2, state_at = $3 WHERE event_id = $1", event_id, state, at
+            )
+            await connection.execute("UPDATE delivery_attempts SET at = $2 WHERE event_id = $1", event_id, at)
+        ids = [
+            row["id"]
+            for row in await connection.fetch(
+                "SELECT id FROM dead_letters WHERE event_id = ANY($1)", list(letters.values())
+            )
+        ]
+        async with database.transaction() as inside:
+            job_id, _ = await begin_job(inside, ReplayLetters(ids=ids), by=uuid4(), at=now)
+        await connection.execute(
+            "UPDATE replay_jobs SET state = 'cancelled', ended_at = $2 WHERE id = $1", job_id, past
+        )
+    await clear_once(database)
+    async with database.connection() as connection:
+        kept = await connection.fetch(
+            "SELECT event_id FROM dead_letters WHERE event_id = ANY($1)", list(letters.values())
+        )
+        attempts = await connection.fetchval(
+            "SELECT count(*) FROM delivery_attempts WHERE event_id = ANY($1)", list(letters.values())
+        )
+        jobs = await connection.fetchval("SELECT count(*) FROM replay_jobs WHERE id = $1", job_id)
+    gone = {letters[state, past] for state in ("replayed", "failed_again", "discarded")}
+    assert {row["event_id"] for row in kept} == set(letters.values()) - gone
+    assert (attempts, jobs) == (5, 0)
 
 
 @pytest.mark.parametrize(
