@@ -32,6 +32,7 @@ from handlers.console.first_admin import KnownAdmin
 from handlers.console.inbox import inbox_routes
 from handlers.operators import NewAdmin, create_admin
 from handlers.pages import Ask, link_pages
+from handlers.terminal import DEFAULT_DIR
 
 log = structlog.get_logger()
 
@@ -195,6 +196,7 @@ def greeting(ready: Ready, ready_file: Path) -> str:
         f'{{"email":"{email}","password":"Analytical-Engine-1843",'
         '"firstName":"Ada","lastName":"Lovelace","acceptTerms":true}'
     )
+    named = "" if ready_file == (DEFAULT_DIR / "ready.json").absolute() else f" --ready-file {ready_file}"
     found = ready.addresses
     redis = f"127.0.0.1:{found.redis_port}" if found.redis_port else "none (the service runs without)"
     return f"""
@@ -211,6 +213,6 @@ user-service is ready.
 
 Try it from another terminal in this folder:
 
-  .venv/bin/user-service call auth.register '{body}'
-  .venv/bin/user-service dev mail --last --link      (a link to open in a browser)
+  .venv/bin/user-service call auth.register{named} '{body}'
+  .venv/bin/user-service dev mail{named} --last --link      (a link to open in a browser)
 """

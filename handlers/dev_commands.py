@@ -48,6 +48,7 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
 
 @dev_app.command("mail")
 def dev_mail(
+    context: typer.Context,
     last: Annotated[
         bool, typer.Option("--last", help="The newest mail alone; with --link, the newest that has one.")
     ] = False,
@@ -58,7 +59,8 @@ def dev_mail(
     """Show the inbox of a running dev."""
     from adapters.mail_sink import link_of, read_mail, stored_mails, token_of
 
-    paths = stored_mails(Path(str(read_ready(ready_file)["mailDir"])))
+    data_dir = (context.parent.params if context.parent else {}).get("data_dir", DEFAULT_DIR)
+    paths = stored_mails(Path(str(read_ready(ready_file or data_dir / "ready.json")["mailDir"])))
     if not paths:
         raise Failure("no mail has come yet")
     if link or token:

@@ -244,11 +244,13 @@ async def _waiting(connection: asyncpg.Connection) -> list[Finding]:
     letters = await connection.fetchval(_HELD_BACK)
     return [
         Finding(
-            "relay", age_s < LATE_S, f"{events} events wait to be announced, the oldest for {age_s:.0f} s",
+            "relay", age_s < LATE_S,
+            f"{events} events wait to be announced, the oldest for {age_s:.0f} s" if events else "nothing waits for it",
             "start `user-service run relay`; if it runs, its log says why an event waits",
         ),
         Finding(
-            "letters", not letters, f"{letters} letters wait to be announced for more than {LATE_S:.0f} s",
+            "letters", not letters,
+            f"{letters} wait to be announced for more than {LATE_S:.0f} s" if letters else "all are announced",
             "is USER_DEAD_LETTERS full? raise USER_SERVICE_LETTERS_BYTES_MAX; else start a group of events",
         ),
     ]  # fmt: skip

@@ -261,7 +261,7 @@ async def test_what_waits_too_long_to_be_announced_and_a_stream_that_fills_are_f
             await eventually(all_are_announced, within_s=20, what="a relay to announce them")
     assert re.match(r"\d+ events wait to be announced, the oldest for 6\d s", report.says["relay"])
     assert "user-service run relay" in report.advice["relay"]
-    assert report.says["letters"].startswith("1 letters wait")
+    assert report.says["letters"].startswith("1 wait to be announced")
     assert re.match(r"[89]\d% of 10000 bytes", report.says["stream USER_DEAD_LETTERS fills"])
 
 
