@@ -83,8 +83,8 @@ SELECT $6, row_number() OVER (ORDER BY position), CASE WHEN state = 'dead' THEN 
 FROM stretch WHERE NOT handled AND state IS DISTINCT FROM 'discarded' ORDER BY position LIMIT $7"""
 # What was handled before counts, and does not make the job's first steps less careful.
 _ADD_JOB = """
-INSERT INTO replay_jobs (id, created_by, asked, rate, careful, already_handled, discarded, settled_before)
-VALUES ($1, $2, $3, $4, $5, $6::integer, $7::integer, $6::integer + $7::integer)"""
+INSERT INTO replay_jobs (id, created_by, asked, rate, careful, already_handled, discarded, settled_before, leased_until)
+VALUES ($1, $2, $3, $4, $5, $6::integer, $7::integer, $6::integer + $7::integer, now())"""
 
 
 async def count_stretch(connection: Connection, stretch: Stretch) -> Found:

@@ -40,6 +40,7 @@ def mail_server(url: str) -> SplitResult:
     """The parsed address; a fault in it is told without repeating it, for it holds a password."""
     with suppress(ValueError):
         server = urlsplit(url)
+        (server.hostname or "").encode("idna")  # else nobody can look it up
         if server.scheme in {"smtp", "smtps"} and server.hostname and server.port != 0:
             return server
     raise ValueError("must read smtp://user:password@host:port or smtps://…")

@@ -186,18 +186,26 @@ async def close(client: Client) -> None:
         await client.close()
 
 
+HEADERS_BYTES_MAX = 32 * 1024
+"""Of a message that goes on: JetStream takes 64 KiB, with what we add."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
 def carriable(headers: Mapping[str, str]) -> dict[str, str]:
     """Those of a message's headers that can be published again: the library refuses to send other names, which a
-    message may have come with, and strips spaces off, behind which a `Nats-` may hide."""
-    return {name: value for name, value in headers.items() if _HEADER_NAME.fullmatch(name)}
+    message may have come with, and strips spaces off, behind which a `Nats-` may hide. None of them where they are too
+    many bytes."""
+    found = {name: value for name, value in headers.items() if _HEADER_NAME.fullmatch(name)}
+    return found if _bytes_of(found) <= HEADERS_BYTES_MAX else {}
+
+
+def _bytes_of(headers: Mapping[str, str]) -> int:
+    return sum(len(name) + len(value.encode()) + 4 for name, value in headers.items()) + 16
 
 
 def require_fits(client: Client, body: bytes, headers: Mapping[str, str]) -> None:
     """Measure headers and body together; nats-py measures the body alone."""
-    size = len(body) + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items()) + 16
+    size = len(body) + _bytes_of(headers)
     if size > client.max_payload - _RESERVED_BYTES:
         raise MessageTooLarge(size, max_payload=client.max_payload)
 

@@ -1,6 +1,6 @@
 """Replays: jobs over letters that were fixed when they began, their turns, and what has become of each letter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -22,10 +22,13 @@ RELEASED_A_SECOND = 100
 LEASE = timedelta(seconds=20)
 """How long a job is left to the process that works on it; it renews that all the time."""
 LOST_AFTER = timedelta(seconds=150)
-"""A letter without an answer for so long is sent again if the stream has lost it: past the window in which the server
-takes a second copy for the first, and harmless, since the group does nothing twice."""
+"""A letter without an answer for so long is looked for on the stream, and sent again if it is lost there: past the
+window in which the server takes a second copy for the first."""
 
-_ADD_JOB = "INSERT INTO replay_jobs (id, created_by, asked, rate, careful, created_at) VALUES ($1, $2, $3, $4, $5, $6)"
+# Behind the jobs that wait for a turn: one that always came first would keep the others from ever seeing their answers.
+_ADD_JOB = """
+INSERT INTO replay_jobs (id, created_by, asked, rate, careful, created_at, leased_until)
+VALUES ($1, $2, $3, $4, $5, $6, now())"""
 
 
 async def begin_job(
@@ -49,8 +52,8 @@ async def begin_job(
     return job_id, total
 
 
-# Held letters of users with nothing before them that is still open, unless a running job has them already. The first of
-# a user's may wait for an event that has become no letter.
+# Held letters of users with nothing before them that is still open, unless a running job has them, or one before them.
+# The first of a user's may wait for an event that has become no letter.
 _FREE = f"""
 SELECT d.id FROM dead_letters d
 WHERE d.state = 'held'
@@ -60,8 +63,10 @@ WHERE d.state = 'held'
         SELECT FROM dead_letters f JOIN events e ON e.aggregate_id = f.user_id AND e.version = f.version - 1
         WHERE f.user_id = d.user_id AND f.group_name = d.group_name AND f.state = 'held' AND f.version <= d.version
             AND {UNANSWERED.format(group="f.group_name", age="$2")})
-    AND NOT EXISTS (SELECT FROM replay_items i JOIN replay_jobs j ON j.id = i.job_id
-        WHERE i.letter_id = d.id AND i.outcome IS NULL AND j.state = 'running')
+    AND NOT EXISTS (SELECT FROM dead_letters h JOIN replay_items i ON i.letter_id = h.id
+            JOIN replay_jobs j ON j.id = i.job_id
+        WHERE h.user_id = d.user_id AND h.group_name = d.group_name AND h.version <= d.version AND h.state = 'held'
+            AND i.outcome IS NULL AND j.state = 'running')
 ORDER BY d.created_at, d.id LIMIT $1"""
 
 
@@ -184,6 +189,7 @@ WITH settled AS (
         SELECT s.place, EXISTS (
                 SELECT FROM inbox b WHERE b.group_name = s.group_name AND b.event_id = s.event_id) AS handled,
             EXISTS (SELECT FROM dead_letters l WHERE l.group_name = s.group_name AND l.event_id = s.event_id
+                AND l.reason <> 'unauthentic'
                 AND CASE WHEN d.id IS NULL THEN l.created_at >= j.created_at ELSE l.n > d.n END) AS failed
         FROM replay_items s JOIN replay_jobs j ON j.id = s.job_id LEFT JOIN dead_letters d ON d.id = s.letter_id
         WHERE s.job_id = $1 AND s.outcome IS NULL AND s.sent_at IS NOT NULL
@@ -192,18 +198,40 @@ WITH settled AS (
     RETURNING i.letter_id, i.outcome
 )
 SELECT letter_id, outcome, letter_id IS NULL AS stays FROM settled"""
-_LOST = """
-UPDATE replay_items SET sent_at = NULL
-WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL AND sent_at < now() - $2::interval"""
+_OVERDUE = """
+SELECT place, event_id, sent_sequence FROM replay_items
+WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL AND sent_at < now() - $2::interval LIMIT $3"""
+_LOOKED_FOR = """
+UPDATE replay_items SET sent_at = CASE WHEN place = ANY($3) THEN NULL ELSE now() END
+WHERE job_id = $1 AND place = ANY($2) AND outcome IS NULL"""
 _CLOSE = """
 UPDATE dead_letters d SET state_at = now(), state_by = NULL, state_why = NULL,
     state = CASE WHEN s.outcome = 'failed_again' THEN 'failed_again' ELSE 'replayed' END
 FROM unnest($1::uuid[], $2::text[]) AS s (id, outcome) WHERE d.id = s.id AND d.state IN ('dead', 'held')"""
 
 
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A letter that was sent long ago and has no outcome, and where its message stands on the stream."""
+
+    place: int
+    event_id: UUID
+    sequence: int | None
+
+
+async def overdue_letters(connection: Connection, job_id: UUID, *, letters_max: int) -> list[Overdue]:
+    """Those that are to be looked for on the stream."""
+    rows = await connection.fetch(_OVERDUE, job_id, LOST_AFTER, letters_max)
+    return [Overdue(row["place"], row["event_id"], row["sent_sequence"]) for row in rows]
+
+
+async def note_looked_for(connection: Connection, job_id: UUID, places: Sequence[int], *, lost: Sequence[int]) -> None:
+    """These were looked for: what is lost is to be sent again, the others are looked for later once more."""
+    await connection.execute(_LOOKED_FOR, job_id, places, lost)
+
+
 async def settle(connection: Connection, job_id: UUID, *, unsent_max: int) -> list[str]:
     """In the caller's transaction: note what the group has answered, and close those letters; the new outcomes."""
-    await connection.execute(_LOST, job_id, LOST_AFTER)
     rows = [
         *await connection.fetch(_SETTLE_SENT, job_id),
         *await connection.fetch(_SETTLE_UNSENT, job_id, unsent_max),
@@ -236,12 +264,15 @@ async def next_letters(connection: Connection, job_id: UUID, letters_max: int) -
     ]  # fmt: skip
 
 
-async def mark_sent(connection: Connection, job_id: UUID, places: Sequence[int]) -> None:
-    """The stream has them."""
-    await connection.execute(
-        "UPDATE replay_items SET sent_at = now() WHERE job_id = $1 AND place = ANY($2) AND outcome IS NULL",
-        job_id, places,
-    )  # fmt: skip
+_SENT = """
+UPDATE replay_items i SET sent_at = now(), sent_sequence = s.sequence
+FROM unnest($2::integer[], $3::bigint[]) AS s (place, sequence)
+WHERE i.job_id = $1 AND i.place = s.place AND i.outcome IS NULL"""
+
+
+async def mark_sent(connection: Connection, job_id: UUID, sent: Mapping[int, int]) -> None:
+    """The stream has them: place and sequence of each."""
+    await connection.execute(_SENT, job_id, list(sent), list(sent.values()))
 
 
 _UNREADABLE = """
@@ -269,7 +300,7 @@ async def end_job(connection: Connection, job_id: UUID, state: str, why: str | N
 async def resume_job(connection: Connection, job_id: UUID) -> bool:
     """Let a stopped or cancelled job run on; False when it is neither."""
     found = await connection.fetchval(
-        "UPDATE replay_jobs SET state = 'running', why = NULL, ended_at = NULL, leased_until = '-infinity', "
+        "UPDATE replay_jobs SET state = 'running', why = NULL, ended_at = NULL, leased_until = now(), "
         "settled_before = done + failed_again + already_handled + discarded, failed_before = failed_again "
         "WHERE id = $1 AND state IN ('stopped', 'cancelled') RETURNING id",
         job_id,

@@ -196,7 +196,7 @@ class Mailer:
         try:
             async with asyncio.timeout(self._send_timeout_s), self._permits:
                 yield
-        except (SMTPException, OSError) as error:
+        except (SMTPException, OSError, UnicodeError) as error:  # the last: a host that no name can be looked up for
             self.taken_at = float("-inf")
             raise MailUnavailable(_reason(error)) from None
 
@@ -320,7 +320,7 @@ def _refusals() -> Iterator[None]:
         raise MailRefused(error.code, _harmless(error.message)) from None
 
 
-def _reason(error: SMTPException | OSError) -> str:
+def _reason(error: SMTPException | OSError | UnicodeError) -> str:
     """Why a mail was not handed over, in words that may be stored and logged."""
     match error:
         case SMTPResponseException():

@@ -215,7 +215,9 @@ class GetJob(Wire):
 
     job_id: UUID
     outcome: Outcome | Literal["waiting"] | None = None
-    after: Annotated[int, Field(ge=0)] = Field(default=0, description="the `place` of the last letter read before")
+    after: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        default=0, description="the `place` of the last letter read before"
+    )
     limit: Limit100 = 100
 
 

@@ -6,6 +6,7 @@ from uuid import UUID
 import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.js.errors import BadRequestError
 
 from adapters.inbox import Letter, announcement_subject, mark_announced, unannounced_letters
 from adapters.nats import MessageTooLarge, carriable, require_fits
@@ -56,21 +57,26 @@ class Announcer:
             try:
                 async with asyncio.timeout(PASS_S):
                     for letter in letters:
-                        await self._announce(letter)
-                        told.append(letter.id)
+                        told += await self._announce(letter)
             except (NatsError, TimeoutError) as error:
                 log.warning("letters wait to be announced", error=type(error).__name__)
             await mark_announced(connection, told)
         return len(told) == LETTERS_MAX
 
-    async def _announce(self, letter: Letter) -> None:
+    async def _announce(self, letter: Letter) -> list[UUID]:
+        """Its id; nothing where the server does not take this very letter: the others must not wait behind it."""
         subject = announcement_subject(letter.group, letter.event_type, letter.user_id)
         headers, body = headers_of(letter), letter.body
         try:
             require_fits(self._client, body, headers)
         except MessageTooLarge:
             body = b""  # its headers say which row has it whole
-        await self._js.publish(subject, body, timeout=PUBLISH_S, headers=headers)
+        try:
+            await self._js.publish(subject, body, timeout=PUBLISH_S, headers=headers)
+        except BadRequestError as error:
+            log.error("a letter cannot be announced", letterId=str(letter.id), says=str(error))
+            return []
+        return [letter.id]
 
 
 def headers_of(letter: Letter) -> dict[str, str]:

@@ -40,6 +40,7 @@ from adapters.telemetry import Metrics
 from adapters.tracing import span
 from adapters.turns import Turns
 from domain.refusals import Overloaded, Stale, Unavailable
+from handlers.endings import CANCEL_S
 
 log = structlog.get_logger()
 
@@ -158,6 +159,7 @@ class Deliverer:
         try:
             outcome = await self._deliver_traced(delivery)
         except asyncio.CancelledError:
+            await self._note_nobody_died(delivery)
             await hand_back(message)
             raise
         finally:
@@ -232,17 +234,24 @@ class Deliverer:
         known under which event, and the others do not become letters along with it. A process that stops in order
         takes that back: nobody died.
         """
-        attempt = delivery.durable, delivery.event_id, delivery.number
         async with self._alone:
             async with self._database.connection() as connection:
-                await record_attempt(connection, *attempt, _DIED, "ended without an answer", "")
-            try:
-                return await self._do(delivery, stored)
-            except asyncio.CancelledError:
-                with suppress(Unavailable, Overloaded, Stale):
-                    async with self._database.connection() as connection:
-                        await forget_attempt(connection, *attempt, _DIED)
-                raise
+                await record_attempt(
+                    connection,
+                    delivery.durable,
+                    delivery.event_id,
+                    delivery.number,
+                    _DIED,
+                    "ended without an answer",
+                    "",
+                )
+            return await self._do(delivery, stored)
+
+    async def _note_nobody_died(self, delivery: Delivery) -> None:
+        """The process stops in order, or loses its patience: what `_do_alone` has written down before is not so."""
+        with suppress(Unavailable, Overloaded, Stale, TimeoutError):
+            async with asyncio.timeout(CANCEL_S / 2), self._database.connection() as connection:
+                await forget_attempt(connection, delivery.durable, delivery.event_id, delivery.number, _DIED)
 
     async def _look_up_all(
         self, event_ids: Sequence[UUID]

@@ -48,9 +48,10 @@ def _read(body: bytes) -> Advisory | None:
         said = json.loads(body)
         durable = _OURS[said["consumer"]]
         found = Advisory(durable, int(said["stream_seq"]), int(said["deliveries"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
-    return found if said.get("stream") == durable.stream else None
+    is_possible = 0 < found.sequence < 2**63 and 0 < found.deliveries < 2**31
+    return found if is_possible and said.get("stream") == durable.stream else None
 
 
 class GivenUp:
@@ -95,6 +96,8 @@ class GivenUp:
         async with self._database.connection() as connection:
             request_id = await request_id_of_event(connection, claim.event_id)
             bind_contextvars(group=group, eventId=str(claim.event_id), requestId=request_id)
+            # What is no event of ours keeps nobody's event from being done.
+            reason = "unauthentic" if request_id is None else "worker_died"
             if not await done_among(connection, group, [claim.event_id]):
                 await add_letter(
                     connection,
@@ -102,7 +105,7 @@ class GivenUp:
                     event_id=claim.event_id,
                     user_id=claim.user_id,
                     event_type=claim.event_type,
-                    reason="worker_died",
+                    reason=reason,
                     error="WorkerDied",
                     message="every delivery ended without an answer",
                     subject=given_up.subject or "",
@@ -113,8 +116,8 @@ class GivenUp:
                     stream_sequence=sequence,
                     durable=advisory.durable.name,
                 )
-                self._metrics.dead_letters.labels(group, "worker_died").inc()
-                log.error("dead letter", reason="worker_died")
+                self._metrics.dead_letters.labels(group, reason).inc()
+                log.error("dead letter", reason=reason)
         if stream == REPLAYS_STREAM:
             with suppress(NotFoundError):
                 await self._js.delete_msg(stream, sequence)  # the queue would hand it to nobody, for ever

@@ -22,6 +22,7 @@ from adapters.nats import MessageTooLarge, carriable, require_fits
 from adapters.personal_data import PersonalData
 from adapters.postgres import Connection, Database
 from adapters.replays import (
+    Overdue,
     Progress,
     Sendable,
     Turn,
@@ -31,10 +32,13 @@ from adapters.replays import (
     lease_job,
     mark_sent,
     next_letters,
+    note_looked_for,
+    overdue_letters,
     release_held,
     renew_lease,
     settle,
 )
+from adapters.streams import REPLAYS_STREAM, message_at
 from domain.refusals import Overloaded, Stale, Unavailable
 from handlers.relay import headers_of
 
@@ -113,6 +117,7 @@ class _Round:
     async def _step(self) -> bool:
         """Note what has come of what was sent, and send what may be sent now; False when there is no more to do."""
         job_id = self._turn.job_id
+        await self._look_for_overdue()
         async with self._database.transaction() as connection:
             self._latest.extend(await settle(connection, job_id, unsent_max=SETTLED_MAX))
             progress = await renew_lease(connection, job_id)
@@ -129,6 +134,22 @@ class _Round:
         if letters:
             await self._send(letters)
         return True
+
+    async def _look_for_overdue(self) -> None:
+        """What has no answer for long is sent again where the stream has lost it, and only there: where its group is
+        slow, or nobody runs it, a copy would only be one more."""
+        async with self._database.connection() as connection:
+            overdue = await overdue_letters(connection, self._turn.job_id, letters_max=IN_FLIGHT_MAX)
+        if not overdue:
+            return
+        lost = [letter.place for letter in overdue if not await self._is_on_the_stream(letter)]
+        async with self._database.connection() as connection:
+            await note_looked_for(connection, self._turn.job_id, [letter.place for letter in overdue], lost=lost)
+
+    async def _is_on_the_stream(self, letter: Overdue) -> bool:
+        found = None if letter.sequence is None else await message_at(self._js, REPLAYS_STREAM, letter.sequence)
+        message_id = (found.headers or {}).get("Nats-Msg-Id", "") if found else ""
+        return message_id.startswith(f"{letter.event_id}:r")
 
     async def _whole(self, connection: Connection, turns: Sequence[Sendable]) -> list[Sendable]:
         """Those that can be sent: an event without a letter as the relay would announce it."""
@@ -177,21 +198,21 @@ class _Round:
         self._paid_until += len(letters) / self._turn.rate
         sent = await asyncio.gather(*(self._publish(letter) for letter in letters))
         async with self._database.connection() as connection:
-            await mark_sent(connection, self._turn.job_id, [place for place in sent if place is not None])
+            await mark_sent(connection, self._turn.job_id, dict(one for one in sent if one is not None))
 
-    async def _publish(self, letter: Sendable) -> int | None:
-        """To its group alone; the letter's place once the stream has it."""
+    async def _publish(self, letter: Sendable) -> tuple[int, int] | None:
+        """To its group alone; the letter's place, and its message's on the stream."""
         subject = f"users.replay.{letter.group}.{letter.event_type}.{letter.user_id or 'unknown'}"
         original = carriable(letter.headers)
         kept = {name: value for name, value in original.items() if not name.lower().startswith("nats-")}
         headers = kept | self._named(letter)
         try:
             require_fits(self._client, letter.body, headers)
-            await self._js.publish(subject, letter.body, timeout=PUBLISH_S, headers=headers)
+            ack = await self._js.publish(subject, letter.body, timeout=PUBLISH_S, headers=headers)
         except (NatsError, MessageTooLarge, TimeoutError, OSError) as error:
             log.warning("a letter waits to be replayed", eventId=str(letter.event_id), error=type(error).__name__)
             return None
-        return letter.place
+        return letter.place, int(ack.seq)
 
     def _named(self, letter: Sendable) -> dict[str, str]:
         """A second copy within the server's window counts as the first: each replay has an id of its own."""

@@ -225,6 +225,53 @@ async def test_a_cancelled_replay_closes_what_was_on_its_way(house: House) -> No
         assert (job["state"], job["done"], job["sent"]) == ("cancelled", 3, 0)
 
 
+async def test_what_waits_long_on_the_stream_is_sent_again_only_where_it_is_lost_there(house: House) -> None:
+    wanted, ledger, ward = emails(3), Ledger(), Ward()
+    async with mail_server(ward) as server, database(house.ready) as rows, house.worker() as nc:
+        js = nc.jetstream()
+        async with house.run(SMTP_URL=server.url, **QUICK), house.gateway() as client:
+            await ledger.register(client, wanted, at_once=3)
+            await letters_stand(house, ledger, 3)
+        ward.healed = True
+        async with house.run("requests", "jobs", SMTP_URL=server.url, **QUICK), house.gateway() as client:
+            admin = await client.admin()
+            ids = [letter["id"] for email in wanted for letter in await of_user(client, admin, ledger, email)]
+            begun = await client.call("admin.dead-letters.replay", access=admin, ids=ids, atOnce=True, rate=1000)
+            job_id = begun.data["jobId"]
+
+            async def all_are_sent() -> bool:
+                return int(await rows.fetchval(_SENT_LATELY, job_id)) == 3
+
+            async def held() -> int:
+                return int((await js.stream_info("USER_REPLAYS")).state.messages)
+
+            async def looked_for() -> int:
+                """How many stand there once those that were sent long ago were looked for."""
+                await rows.execute(_SENT_LONG_AGO, job_id)
+                await eventually(all_are_sent, within_s=20, what="all to be looked for")
+                return await held()
+
+            await eventually(all_are_sent, within_s=20, what="all to be sent")
+            before = await held()
+            assert await looked_for() == before, "the group is not there, so what was sent waits"
+            first = await rows.fetchval("SELECT min(sent_sequence) FROM replay_items WHERE job_id = $1", job_id)
+            await js.delete_msg("USER_REPLAYS", first)
+            config = (await js.stream_info("USER_REPLAYS")).config
+            for window_s in (0.2, 0.1):  # the server takes a second copy, as it does two minutes after the first
+                await js.update_stream(replace(config, duplicate_window=window_s))
+                await asyncio.sleep(0.3)
+            assert await looked_for() == before, "what is lost is sent again, and it alone"
+            await js.update_stream(config)
+            async with house.run("email", SMTP_URL=server.url, **QUICK):
+                assert (await ended(client, admin, job_id))["done"] == 3
+    sent = [address for to, _ in server.received for address in to if address in wanted]
+    assert sorted(sent) == sorted(wanted)
+
+
+_SENT_LATELY = "SELECT count(*) FROM replay_items WHERE job_id = $1 AND sent_at > now() - interval '1 minute'"
+_SENT_LONG_AGO = "UPDATE replay_items SET sent_at = now() - interval '3 minutes' WHERE job_id = $1"
+
+
 async def test_a_slow_replay_lets_others_have_their_turn(house: House) -> None:
     async with with_letters(house, 9) as scene:
         ids = await scene.letter_ids(*scene.emails)

@@ -154,3 +154,42 @@ async def test_nothing_waits_behind_what_somebody_else_wrote(house: House) -> No
         await ask_again(client, wanted[0], 2)
         await all_dealt_with(house, user_id)
         assert await states(house, user_id) == ["dead"]
+
+
+async def test_a_job_that_waits_for_its_turn_has_it_before_those_that_come_later(house: House) -> None:
+    """Else each later letter is let go, held again and let go once more, and the answer to the first is never seen."""
+    [email], ledger, ward = emails(1), Ledger(), Ward()
+    async with mail_server(ward) as server, database(house.ready) as rows:
+        async with house.run(SMTP_URL=server.url, **IN_ORDER, **ONCE), house.gateway() as client:
+            await ledger.register(client, [email], at_once=1)
+            await letters_stand(house, ledger, 1)
+            await ask_again(client, email, 2)
+            user_id = ledger.user_ids[email]
+
+            async def all_held() -> bool:
+                return await states(house, user_id) == ["dead", "held", "held"]
+
+            await eventually(all_held, within_s=20, what="the later events to be held")
+        job_id = uuid4()  # it was sent and answered while another job had the turn
+        await rows.execute("UPDATE dead_letters SET state = 'discarded' WHERE user_id = $1 AND version = 2", user_id)
+        await rows.execute(_JOB, job_id)
+        await rows.execute(_SENT, job_id, user_id)
+        ward.healed = True
+        async with house.run(SMTP_URL=server.url, **IN_ORDER, **ONCE):
+
+            async def is_over() -> bool:
+                return await states(house, user_id) == ["discarded", "replayed", "replayed"]
+
+            await eventually(is_over, within_s=20, what="the held letters to go out")
+        assert await rows.fetchval("SELECT state FROM replay_jobs WHERE id = $1", job_id) == "done"
+
+
+_JOB = """
+INSERT INTO replay_jobs (id, created_by, asked, rate, careful, total, leased_until)
+VALUES ($1, $1, '{}', 100, false, 1, now())"""
+_SENT = """
+WITH letter AS (SELECT id, event_id, user_id FROM dead_letters WHERE user_id = $2 AND version = 3), handled AS (
+    INSERT INTO inbox (group_name, event_id, outcome) SELECT 'email', event_id, 'sent' FROM letter
+)
+INSERT INTO replay_items (job_id, place, letter_id, group_name, event_id, user_id, sent_at)
+SELECT $1, 1, id, 'email', event_id, user_id, now() FROM letter"""

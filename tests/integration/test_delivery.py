@@ -4,6 +4,7 @@ import asyncio
 from uuid import UUID
 
 import asyncpg
+import pytest
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
 
@@ -12,6 +13,7 @@ from adapters.personal_data import PersonalData
 from adapters.postgres import Database
 from adapters.streams import EVENTS_STREAM, SPARE_DELIVERIES
 from adapters.telemetry import Metrics
+from domain.refusals import Overloaded
 from handlers.delivery import Deliverer
 from tests.integration.relaying import a_past, relayed
 
@@ -19,14 +21,17 @@ PAUSES_S = (0.1,)
 
 
 class Slow:
-    """A handler that ends when it is told to, and tells when it has begun."""
+    """A handler that ends when it is told to, tells when it has begun, and finds the database's pool full at times."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self.may_end = asyncio.Event()
+        self.is_overloaded = False
 
     async def handle(self, _: StoredEvent) -> str:
         self.begun.set()
+        if self.is_overloaded:
+            raise Overloaded
         await self.may_end.wait()
         return "done"
 
@@ -37,8 +42,14 @@ async def outcomes(rows: asyncpg.Connection, event_id: UUID) -> tuple[str | None
     return done, await rows.fetchval("SELECT count(*) FROM dead_letters WHERE event_id = $1", event_id)
 
 
+@pytest.mark.parametrize("is_overloaded", [False, True], ids=["at work", "held"])
 async def test_an_event_whose_processes_are_stopped_one_after_the_other_is_done_by_the_last(
-    database: Database, owner: asyncpg.Connection, personal: PersonalData, trail: Trail, events_bus: Client
+    is_overloaded: bool,
+    database: Database,
+    owner: asyncpg.Connection,
+    personal: PersonalData,
+    trail: Trail,
+    events_bus: Client,
 ) -> None:
     async with relayed(database, events_bus, personal):
         user = await a_past(database, personal, trail)
@@ -52,6 +63,7 @@ async def test_an_event_whose_processes_are_stopped_one_after_the_other_is_done_
         ),
     )
     slow = Slow()
+    slow.is_overloaded = is_overloaded
     audit = Deliverer(
         "audit", slow.handle, slow.handle, database, personal, Metrics(),
         pauses_s=PAUSES_S, in_order=False, wake_announcer=lambda: None,
@@ -63,9 +75,11 @@ async def test_an_event_whose_processes_are_stopped_one_after_the_other_is_done_
         async with asyncio.timeout(5):
             await slow.begun.wait()
         slow.begun.clear()
+        await asyncio.sleep(0.05)
         delivering.cancel()
         await asyncio.wait([delivering])
     slow.may_end.set()
+    slow.is_overloaded = False
     [message] = await subscription.fetch(1, timeout=5)
     await audit.deliver(message)
     assert await outcomes(owner, event_id) == ("done", 0)

@@ -156,6 +156,8 @@ async def test_a_letter_is_announced_without_the_headers_that_cannot_be_sent_aga
     database: Database, bus: Client
 ) -> None:
     odd = {"kept": "x", "a name of words": "x", "caf\u00e9": "x", " Nats-Rollup": "all", "Nats-Expected-Stream": "Y"}
+    too_many = {f"X-{number}": "a" * 4000 for number in range(16)}  # JetStream takes 64 KiB, with those that we add
+    await bury(database, reason=f"made_up_{uuid4().hex}", headers=too_many)
     await bury(database, reason=f"made_up_{uuid4().hex}", headers=odd)
     js = bus.jetstream()
 

@@ -208,6 +208,7 @@ def test_what_is_missing_is_named_with_an_example(monkeypatch: pytest.MonkeyPatc
         ("REDIS_URL", "redis:///0"),
         ("SMTP_URL", "smtp://user:marker@:25"),
         ("SMTP_URL", "smtp://user:marker@localhost:port"),
+        ("SMTP_URL", "smtp://user:marker@mail..example:25"),
     ],
 )
 def test_what_is_no_address_is_told_by_one_that_is(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:

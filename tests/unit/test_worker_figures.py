@@ -49,3 +49,11 @@ def test_what_ended_workers_have_counted_stays_and_their_files_do_not(tmp_path: 
     gone = {re.split(r"[ {]", line)[0] for line in set(before) - set(after)}
     assert "requests_in_work" in gone
     assert not [name for name in gone if name.endswith(("_total", "_bucket", "_sum", "_count"))]
+
+
+def test_a_file_that_a_dying_worker_left_half_made_costs_its_own_figures_alone(tmp_path: Path) -> None:
+    fold_in(tmp_path, worked(tmp_path))
+    (tmp_path / "counter_7.db").touch()
+    fold_in(tmp_path, 7)
+    assert "requests_shed_total 2.0" in page(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"counter_ended.db", "histogram_ended.db"}
