@@ -249,6 +249,8 @@ class Deliverer:
 
     async def _note_nobody_died(self, delivery: Delivery) -> None:
         """The process stops in order, or loses its patience: what `_do_alone` has written down before is not so."""
+        if delivery.number == 1:
+            return
         with suppress(Unavailable, Overloaded, Stale, TimeoutError):
             async with asyncio.timeout(CANCEL_S / 2), self._database.connection() as connection:
                 await forget_attempt(connection, delivery.durable, delivery.event_id, delivery.number, _DIED)

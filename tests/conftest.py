@@ -19,7 +19,7 @@ settings.load_profile("shared")
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Only unit tests do without Valkey, which has no package for every Python and platform. The long files go first,
-    so that no worker is left alone with one at the end; those that wait and those that compute stay mixed."""
+    so that no worker is left alone with one at the end."""
     items.sort(key=_room_of)
     if valkey_program() is None and any("unit" not in item.path.parts for item in items):
         raise pytest.UsageError(
@@ -28,11 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
 
 
-_LONG_FIRST = (("faults", "end_to_end"), ("integration",), ("unit",))
+_LONG_FIRST = ("faults", "end_to_end", "integration", "unit")
 
 
 def _room_of(item: pytest.Item) -> int:
-    """Where its room comes in the run."""
-    return next(
-        (place for place, rooms in enumerate(_LONG_FIRST) if not {*rooms}.isdisjoint(item.path.parts)), len(_LONG_FIRST)
-    )
+    return next((place for place, room in enumerate(_LONG_FIRST) if room in item.path.parts), len(_LONG_FIRST))
