@@ -1,8 +1,10 @@
 """The audit log on real servers: sealed behind whoever writes it, and what its owner does to it by hand is named."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -304,14 +306,72 @@ async def test_a_chain_computed_anew_is_named(sealed: Bench, knows_the_key: bool
     assert len(faults) == (1 if knows_the_key else 2)
 
 
-async def seal_anew(bench: Bench, *, knows_the_key: bool) -> None:
+async def seal_anew(bench: Bench, *, knows_the_key: bool, up_to: int = 13, seals: int = 3) -> None:
     def sign(hashed: bytes) -> str:
         signature = bench.keys.sign(hashed)
         return signature if knows_the_key else bench.keys.sign(bytes(32))
 
-    for _ in range(3):
+    for _ in range(seals):
         async with bench.database.transaction() as connection:
-            assert await add_seal(connection, up_to=13, published=None, sign=sign, is_ours=lambda _: True)
+            assert await add_seal(connection, up_to=up_to, published=None, sign=sign, is_ours=lambda _: True)
+
+
+CASES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Tampering:
+    """What an owner does by hand, and a fault that is named for it."""
+
+    statements: tuple[str, ...]
+    named: tuple[Kind, int, int]
+    anew: bool = False
+
+
+def tampering(positions: list[int], burned: list[int], seals: int) -> Tampering:
+    """One of all kinds, somewhere in a log of these positions under so many seals."""
+    one, another = sorted(random.sample(positions, 2))
+    gap, seal, column = random.choice(burned), random.randint(2, seals), random.choice(COLUMNS)
+    other = _OTHERWISE.get(column, "'another'")
+    edited = f"UPDATE audit_logs SET {column} = {other} WHERE position = {one}"
+    swapped = _SWAP.replace("(2, 12)", f"({one}, {another})").replace("14 -", f"{one + another} -")
+    return random.choice(
+        [
+            Tampering((edited,), (Kind.ROW_EDITED, one, one)),
+            Tampering((f"DELETE FROM audit_logs WHERE position = {one}",), (Kind.ROW_REMOVED, one, one)),
+            Tampering((_ADD_AT.format(gap).replace("= 2", "= 1"),), (Kind.ROW_INSERTED, gap, gap)),
+            Tampering((swapped,), (Kind.ROWS_SWAPPED, one, another)),
+            Tampering((f"DELETE FROM audit_seals WHERE number >= {seal}",), (Kind.TAIL_CUT, seal, seals)),
+            Tampering((_FORGE.format(random.choice(["NULL", "gen_random_uuid()"])),), (Kind.ROW_FORGED, 0, 0)),
+            Tampering((edited, "TRUNCATE audit_seals"), (Kind.CHAIN_ANEW, 1, seals), anew=True),
+        ]
+    )
+
+
+async def test_two_hundred_random_tamperings_are_each_named(bench: Bench) -> None:
+    burned: list[int] = []
+    for _ in range(6):
+        await bench.acts(random.randint(1, 3))
+        await bench.register()
+        drawn = "SELECT nextval(pg_get_serial_sequence('audit_logs', 'position'))"
+        burned.append(await bench.owner.fetchval(drawn))
+    await bench.acts(4)
+    await bench.seal()
+    seals, last = await bench.owner.fetchrow("SELECT max(number), max(to_position) FROM audit_seals") or (0, 0)
+    rows = await bench.owner.fetch("SELECT position FROM audit_logs WHERE position <= $1", last)
+    sealed = {row["position"] for row in rows}
+    kinds: set[Kind] = set()
+    for _ in range(CASES):
+        case = tampering(sorted(sealed), [gap for gap in burned if gap < last], seals)
+        kinds.add(case.named[0])
+        async with bench.by_hand(*case.statements):
+            if case.anew:
+                await seal_anew(bench, knows_the_key=random.random() < 0.5, up_to=last, seals=seals)
+            end = await bench.owner.fetchval("SELECT max(position) FROM audit_logs")
+            kind, first, to = case.named
+            assert (kind, first or end, to or end) in await bench.named(), case
+    assert not await bench.named()
+    assert len(kinds) == 7
 
 
 async def test_a_tail_that_was_cut_is_named_for_good(sealed: Bench) -> None:
