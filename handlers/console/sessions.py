@@ -33,7 +33,7 @@ class Session:
     has_second_factor: bool
     looked_at: float = field(default_factory=time.monotonic)
     """When the service was last asked whether they are who they were."""
-    renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    renewing: asyncio.Task[None] | None = None
     said: str | None = None
     """What the next page tells of the act before it."""
 

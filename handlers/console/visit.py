@@ -153,15 +153,15 @@ class Visit:
     async def _renew(self, seen: SecretStr) -> None:
         """Spend the refresh token once, however many requests have found the access token over."""
         session = self.session
-        async with session.renewing:
-            if session.access is not seen:
-                return
-            body = {"refreshToken": session.refresh.get_secret_value()}
-            # Whoever gives up waiting must not lose the answer: the token is spent by then.
-            await asyncio.shield(self._spend(body))
+        if session.access is not seen:
+            return
+        if session.renewing is None or session.renewing.done():
+            session.renewing = asyncio.create_task(self._spend())
+        # Whoever gives up waiting must not lose the answer, nor let another spend the token again: it is spent by then.
+        await asyncio.shield(session.renewing)
 
-    async def _spend(self, body: dict[str, str]) -> None:
-        reply = await self._renewal(body)
+    async def _spend(self) -> None:
+        reply = await self._renewal({"refreshToken": self.session.refresh.get_secret_value()})
         error = reply.get("error")
         if error is None:
             self.take(reply["data"]["tokens"])

@@ -1,5 +1,6 @@
 """The console without a service: its doors, its sessions, what it reads from an address, and the files it was given."""
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -246,6 +247,34 @@ async def test_a_lost_answer_to_a_renewal_is_asked_for_again_within_the_grace() 
     assert await Visit(means, request, session, means.sessions.open(session)).call("me.get") == {"data": {"user": 1}}
     assert session.refresh.get_secret_value() == "next"
     assert bus.waited_s < Lifetimes().grace.total_seconds()
+
+
+async def test_a_renewal_that_somebody_gave_up_waiting_for_is_not_begun_again_by_another() -> None:
+    class Slow:
+        spent = 0
+        may_answer = asyncio.Event()
+
+        async def ask(self, operation: str, _: object, headers: Mapping[str, str], **__: object) -> dict[str, Any]:
+            if operation == "me.get":
+                is_new = headers["Authorization"] == "Bearer new"
+                return {"data": {"user": 1}} if is_new else {"error": {"code": "TOKEN_EXPIRED", "message": "Over."}}
+            self.spent += 1
+            await self.may_answer.wait()
+            return {"data": {"tokens": {"accessToken": "new", "refreshToken": "next"}}}
+
+    bus = Slow()
+    means = Means(bus, Sessions(), secure=False, has_inbox=False, needs_second_factor=False)  # type: ignore[arg-type]
+    session = a_session()
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("127.0.0.1", 1)})
+    visit = Visit(means, request, session, means.sessions.open(session))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await visit.call("me.get")
+    others = [asyncio.create_task(visit.call("me.get")) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    bus.may_answer.set()
+    assert await asyncio.gather(*others) == [{"data": {"user": 1}}] * 3
+    assert bus.spent == 1
 
 
 def test_a_cookie_is_the_hosts_own_where_there_is_https() -> None:
