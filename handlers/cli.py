@@ -252,7 +252,8 @@ def doctor(as_json: AsJson = False, ready_file: ReadyFile = None) -> None:
     """Look at settings, keys, servers, schema, streams, consumers, port and clock; say what to do about each fault."""
     from dataclasses import asdict
 
-    from handlers.doctor import Finding, examine
+    from handlers.doctor import examine
+    from handlers.findings import Finding
 
     settings, faults, nats_url = _settings_to_examine(ready_file)
     findings: list[Finding] = []

@@ -17,7 +17,8 @@ from nats.js.api import ConsumerConfig
 from adapters.embedded_bus import nats_server_program
 from adapters.settings import Settings
 from adapters.streams import ACK_WAIT_S
-from handlers.doctor import EXAMINATION_S, Finding, examine
+from handlers.doctor import EXAMINATION_S, examine
+from handlers.findings import Finding
 from tests.builders import settings_of
 from tests.faults.house import House
 from tests.faults.ledger import Ledger, emails

@@ -17,7 +17,7 @@ from nats.js.errors import NotFoundError
 from adapters.environment import read_settings
 from adapters.settings import Settings
 from adapters.streams import provision
-from handlers.doctor import streams_compared
+from handlers.database_findings import streams_compared
 from tests.faults.house import House
 from tests.faults.ledger import (
     GROUPS,
