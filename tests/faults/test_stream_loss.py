@@ -285,3 +285,6 @@ async def test_what_cannot_be_verified_is_no_fault(house: House) -> None:
     assert (code, out) == (2, ""), err
     assert "127.0.0.1:1" in err
     assert "Traceback" not in err
+    code, out, err = await house.command("events", "verify", DATABASE_URL="postgresql://u:x@127.0.0.1:1/x")
+    assert (code, out) == (2, ""), err
+    assert err.startswith("PostgreSQL at postgresql://127.0.0.1:1 does not answer")

@@ -11,7 +11,7 @@ from adapters.inbox import add_letter, mark_done, record_attempt
 from adapters.letters import discard_letters, group_letters, list_letters, restore_letters
 from adapters.postgres import Connection, Database
 from adapters.replays import begin_job
-from contracts.dead_letters import DiscardLetters, GroupLetters, ListLetters, ReplayLetters, RestoreLetters
+from contracts.dead_letters import DiscardLetters, GetJob, GroupLetters, ListLetters, ReplayLetters, RestoreLetters
 from domain.refusals import Stale
 from handlers.jobs import clear_once
 from tests.builders import NOW
@@ -146,6 +146,13 @@ async def test_closed_letters_go_after_ninety_days_with_their_replays(database: 
     gone = {letters[state, past] for state in ("replayed", "failed_again", "discarded")}
     assert {row["event_id"] for row in kept} == set(letters.values()) - gone
     assert (attempts, jobs) == (5, 0)
+
+
+def test_a_place_that_no_replay_has_is_refused() -> None:
+    job = {"jobId": str(uuid4())}
+    assert GetJob.model_validate(job | {"after": 2**31 - 1}).after == 2**31 - 1
+    with pytest.raises(ValidationError):
+        GetJob.model_validate(job | {"after": 2**31})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from aiosmtpd.smtp import Envelope
 
 from adapters.smtp import Mailer, MailRefused, MailUnavailable, OutgoingMail, build_message, message_id
+from handlers.measures import mail_answers
 from tests.integration.mail_server import MailServer, answers, certificate_for_localhost, cut, never, yes
 
 MAIL = OutgoingMail(
@@ -103,6 +104,16 @@ async def test_a_passing_refusal_is_unavailable_and_the_next_try_succeeds(server
     await mailer.send(MAIL)
 
     assert len(server.received) == 1
+
+
+async def test_a_mail_that_failed_makes_an_earlier_one_no_sign_of_a_server(server: MailServer, mailer: Mailer) -> None:
+    await mailer.send(MAIL)
+    assert mailer.taken_at > 0
+    await server.stop()
+    with pytest.raises(MailUnavailable):
+        await mailer.send(MAIL)
+    assert mailer.taken_at < 0, "whoever watches asks the server itself"
+    assert not await mail_answers(mailer)
 
 
 @pytest.mark.parametrize("step", ["on_rcpt", "on_data"])
