@@ -3,10 +3,7 @@
 import os
 from typing import Any
 
-from pydantic import (
-    AliasChoices,
-    ValidationError,
-)
+from pydantic import AliasChoices, ValidationError
 
 from adapters.settings import Argon2Cost, Rate, Settings
 

@@ -182,20 +182,20 @@ WHERE i.job_id = $1 AND i.outcome IS NULL AND i.sent_at IS NULL
     AND NOT EXISTS (SELECT FROM replay_items b WHERE b.job_id = $1 AND b.user_id = i.user_id AND b.outcome IS NULL
         AND b.place < i.place AND b.group_name = i.group_name)
 ORDER BY i.place LIMIT $2"""
-# A letter of the same event that is newer than the one replayed, or than the job where there was none.
-_FAILED = """
-EXISTS (SELECT FROM dead_letters l WHERE l.group_name = s.group_name AND l.event_id = s.event_id
-    AND (l.reason <> 'unauthentic' OR l.stream = 'USER_REPLAYS')
-    AND CASE WHEN d.id IS NULL THEN l.created_at >= j.created_at ELSE l.n > d.n END)"""
-_HANDLED = "EXISTS (SELECT FROM inbox b WHERE b.group_name = s.group_name AND b.event_id = s.event_id)"
+# What has come of what is on its way: failed is a letter of the same event that is newer than the one replayed, or than
+# the job where there was none.
+_ON_THEIR_WAY = """
+SELECT s.place, EXISTS (
+        SELECT FROM inbox b WHERE b.group_name = s.group_name AND b.event_id = s.event_id) AS handled,
+    EXISTS (SELECT FROM dead_letters l WHERE l.group_name = s.group_name AND l.event_id = s.event_id
+        AND (l.reason <> 'unauthentic' OR l.stream = 'USER_REPLAYS')
+        AND CASE WHEN d.id IS NULL THEN l.created_at >= j.created_at ELSE l.n > d.n END) AS failed
+FROM replay_items s JOIN replay_jobs j ON j.id = s.job_id LEFT JOIN dead_letters d ON d.id = s.letter_id
+WHERE s.job_id = $1 AND s.outcome IS NULL AND s.sent_at IS NOT NULL"""
 _SETTLE_SENT = f"""
 WITH settled AS (
     UPDATE replay_items i SET ended_at = now(), outcome = CASE WHEN handled THEN 'done' ELSE 'failed_again' END
-    FROM (
-        SELECT s.place, {_HANDLED} AS handled, {_FAILED} AS failed
-        FROM replay_items s JOIN replay_jobs j ON j.id = s.job_id LEFT JOIN dead_letters d ON d.id = s.letter_id
-        WHERE s.job_id = $1 AND s.outcome IS NULL AND s.sent_at IS NOT NULL
-    ) AS seen
+    FROM ({_ON_THEIR_WAY}) AS seen
     WHERE i.job_id = $1 AND i.place = seen.place AND i.outcome IS NULL AND (handled OR failed)
     RETURNING i.letter_id, i.outcome
 )
@@ -206,12 +206,8 @@ WHERE job_id = $1 AND outcome IS NULL AND sent_at IS NOT NULL AND sent_at < now(
 # What was answered just now is gone from the stream, too.
 _LOOKED_FOR = f"""
 UPDATE replay_items i SET sent_at = CASE WHEN i.place = ANY($3) AND NOT handled AND NOT failed THEN NULL ELSE now() END
-FROM (
-    SELECT s.place, {_HANDLED} AS handled, {_FAILED} AS failed
-    FROM replay_items s JOIN replay_jobs j ON j.id = s.job_id LEFT JOIN dead_letters d ON d.id = s.letter_id
-    WHERE s.job_id = $1 AND s.place = ANY($2)
-) AS seen
-WHERE i.job_id = $1 AND i.place = seen.place AND i.outcome IS NULL"""
+FROM ({_ON_THEIR_WAY}) AS seen
+WHERE i.job_id = $1 AND i.place = seen.place AND i.place = ANY($2) AND i.outcome IS NULL"""
 _CLOSE = """
 UPDATE dead_letters d SET state_at = now(), state_by = NULL, state_why = NULL,
     state = CASE WHEN s.outcome = 'failed_again' THEN 'failed_again' ELSE 'replayed' END

@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from adapters.personal_data import NOBODY
+
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
 
@@ -25,7 +27,7 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(time=_time, thousands=_thousands, duration=_duration, plain=_plain)
-    environment.globals.update(asset=_asset, address=address)
+    environment.globals.update(asset=_asset, address=address, NOBODY=str(NOBODY))
     return environment
 
 
