@@ -183,7 +183,8 @@ async def close(client: Client) -> None:
     except (Error, TimeoutError, OSError) as error:
         log.warning("nats connection not closed in order", error=type(error).__name__)
     with suppress(Error, OSError, RuntimeError):  # uvloop's word for a transport that is gone already
-        await client.close()
+        async with asyncio.timeout(LEAVE_S):
+            await client.close()
 
 
 HEADERS_BYTES_MAX = 32 * 1024

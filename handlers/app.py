@@ -4,10 +4,10 @@ Long-lived loops live in one task group: if one dies, the process ends and says 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
 
 import structlog
 from nats.aio.client import Client
@@ -49,6 +49,7 @@ from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
 from handlers.dispatcher import QUEUE, Dispatcher, pair
+from handlers.endings import Ended, Loops, NotWanted, wanted
 from handlers.erasure import Erasure
 from handlers.events.audit import Audit
 from handlers.events.cache import Cache
@@ -70,16 +71,15 @@ from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
 
+End = Callable[[], Awaitable[None]]
+"""Ends in order what has begun: all that have are called side by side at a stop."""
 GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
 """What `run` starts where no group is named."""
 ALL_GROUPS = (*GROUPS, "console")
+START_S = 30.0
+"""A start takes seconds; one that hangs ends, for whoever keeps the process running to start it anew."""
 DRAIN_S = 7.0
 """How long a stop waits for requests and deliveries in work."""
-_CANCELS_MAX = 5
-
-
-class Ended(Exception):
-    """The process cannot go on: something it needs is gone for good. The message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,8 @@ async def serve(
 ) -> None:
     """Run groups until `stop`; `on_ready` is told the HTTP port once all of them serve.
 
-    Raises `Unavailable` when a server does not answer at the start, `Ended` when something is lost for good.
+    Raises `Unavailable` when a server does not answer at the start, `Ended` when something is lost for good,
+    or the start hangs. A stop ends a start, too.
     """
     for name in unknown_variables():
         log.warning("no such setting; it is ignored", variable=name)
@@ -138,32 +139,29 @@ async def serve(
         closed.set()
 
     async with AsyncExitStack() as stack:
-        means = await _build(stack, settings, keys, on_closed)
-        loops = await stack.enter_async_context(Loops())
-        _start_upkeep(loops, means, keys)
-        hand_back = await _start_events(stack, loops, means, groups, on_closed)
-        dispatcher = await _start_requests(stack, loops, means, keys, on_closed) if "requests" in groups else None
-        port = None
-        if with_http:
-            routes = [*http_routes(means.vitals.check, means.metrics.registry), *pages]
-            port = await stack.enter_async_context(
-                http_server(routes, host=settings.http_host, port=settings.http_port)
-            )
-        if "console" in groups:
-            await stack.enter_async_context(
-                console_beside(
-                    settings, means.database, means.personal, means.vitals.check, loops.start, wishes, on_closed
-                )
-            )
-        await on_ready(port)
-        await _either(stop, closed)
+        ends: list[End] = []
+        with suppress(NotWanted):
+            async with wanted("the start", unless=stop, within_s=START_S):
+                means = await _build(stack, settings, keys, on_closed)
+                loops = await stack.enter_async_context(Loops())
+                _start_upkeep(loops, means, keys)
+                await _start_events(stack, loops, means, groups, ends, on_closed)
+                if "requests" in groups:
+                    await _start_requests(stack, loops, means, keys, ends, on_closed)
+                port = await _start_http(stack, means, pages) if with_http else None
+                if "console" in groups:
+                    console = console_beside(
+                        settings, means.database, means.personal, means.vitals.check, loops.start, wishes, on_closed
+                    )
+                    await stack.enter_async_context(console)
+                await on_ready(port)
+            await _either(stop, closed)
         if closed.is_set() and not stop.is_set():
             raise Ended("a NATS connection was closed for good")
         log.info("stopping")
         async with asyncio.TaskGroup() as stopping:
-            stopping.create_task(_reported(hand_back()))
-            if dispatcher:
-                stopping.create_task(_reported(dispatcher.stop(within_s=DRAIN_S)))
+            for end in ends:
+                stopping.create_task(_reported(end()))
 
 
 async def _build(
@@ -196,32 +194,6 @@ def _erasure(means: Means) -> Erasure:
     )  # fmt: skip
 
 
-class Loops:
-    """The long-lived loops of a process, ended when the block is left; one that dies ends the block."""
-
-    def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def start(self, loop: Coroutine[None, None, None], name: str) -> None:
-        self._tasks.append(self._group.create_task(loop, name=name))
-
-    async def __aenter__(self) -> "Loops":
-        await self._group.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for _ in range(_CANCELS_MAX):  # before Python 3.12 `wait_for`, which nats-py uses, may swallow one
-            left = [task for task in self._tasks if not task.done()]
-            for task in left:
-                task.cancel()
-            if not left or not (await asyncio.wait(left, timeout=1))[1]:
-                break
-        await self._group.__aexit__(kind, error, trace)
-
-
 def _start_upkeep(loops: Loops, means: Means, keys: Keys) -> None:
     """What every process does, whichever its groups."""
     loops.start(_keep_keys_read(keys, means.metrics), "keys")
@@ -230,9 +202,14 @@ def _start_upkeep(loops: Loops, means: Means, keys: Keys) -> None:
 
 
 async def _start_events(
-    stack: AsyncExitStack, loops: Loops, means: Means, groups: Sequence[str], on_closed: Callable[[], Awaitable[None]]
-) -> Callable[[], Awaitable[None]]:
-    """The relay, the jobs, and the event groups; what is returned ends the groups and hands back what they hold."""
+    stack: AsyncExitStack,
+    loops: Loops,
+    means: Means,
+    groups: Sequence[str],
+    ends: list[End],
+    on_closed: Callable[[], Awaitable[None]],
+) -> None:
+    """The relay, the jobs, and the event groups, of which each hands back what it holds at its end."""
     if "relay" in groups:
         loops.start(means.relay.run(), "relay")
     if "jobs" in groups:
@@ -251,7 +228,7 @@ async def _start_events(
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
     wanted = [group for group in EVENT_GROUPS if group in groups]
     if not wanted and "jobs" not in groups:
-        return _nothing
+        return
     client = await connect(means.settings, name="groups", on_closed=on_closed)
     stack.push_async_callback(close, client)
     deliver = {group: taking.deliver for group, taking in _deliverers(stack, loops, means, wanted).items()}
@@ -259,15 +236,11 @@ async def _start_events(
         deliver["jobs"] = GivenUp(means.database, client, means.metrics, means.announcer.wake).deliver
     takers = [Taker(client, durable, deliver[durable.group]) for durable in durables(deliver)]
     for taker in takers:
+        ends.append(partial(taker.stop, within_s=DRAIN_S))
         await taker.start()
         loops.start(taker.run(), taker.durable.name)
     loops.start(watch(means.bus.jetstream(), means.settings, takers, means.metrics), "watch")
     loops.start(means.announcer.run(), "letters")
-
-    async def hand_back() -> None:
-        await asyncio.gather(*(taker.stop(within_s=DRAIN_S) for taker in takers))
-
-    return hand_back
 
 
 def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Sequence[str]) -> dict[str, Deliverer]:
@@ -304,8 +277,14 @@ def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Seque
 
 
 async def _start_requests(
-    stack: AsyncExitStack, loops: Loops, means: Means, keys: Keys, on_closed: Callable[[], Awaitable[None]]
-) -> Dispatcher:
+    stack: AsyncExitStack,
+    loops: Loops,
+    means: Means,
+    keys: Keys,
+    ends: list[End],
+    on_closed: Callable[[], Awaitable[None]],
+) -> None:
+    """Everything that answers a request, and who answers; at its end those it has taken in are answered."""
     settings = means.settings
     hasher = Hasher(
         settings.argon2, threads=settings.hash_threads, waiting_max=settings.hash_queue,
@@ -346,13 +325,19 @@ async def _start_requests(
     once = Once(ctx, IdempotencyKeys(means.database, keys))
     dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), once, steps)
     await Acknowledger(client, means.bus, QUEUE).start()
+    ends.append(partial(dispatcher.stop, within_s=DRAIN_S))
     await dispatcher.start()
     loops.start(watch_requests(ctx), "figures of requests")
     if settings.rate_limits == "off":
         log.warning("rate limits are off")
     await asyncio.to_thread(device_info, "Mozilla/5.0", None)  # its tables are loaded before the first request comes
     log.info("hashing", hashesPerSecond=round(await asyncio.to_thread(hasher.hashes_per_second)), hint=_HASHING_HINT)
-    return dispatcher
+
+
+async def _start_http(stack: AsyncExitStack, means: Means, pages: Sequence[BaseRoute]) -> int:
+    settings = means.settings
+    routes = [*http_routes(means.vitals.check, means.metrics.registry), *pages]
+    return await stack.enter_async_context(http_server(routes, host=settings.http_host, port=settings.http_port))
 
 
 _HASHING_HINT = "where set-up finds a C compiler it compiles argon2 for the processor, which makes it faster"
@@ -371,10 +356,6 @@ async def _keep_keys_read(keys: Keys, metrics: Metrics) -> None:
         except BadKeys as error:
             file_is_usable = False
             log.error("the key file cannot be used; going on with the keys read before", error=str(error))
-
-
-async def _nothing() -> None:
-    return
 
 
 async def _reported(ending: Awaitable[None]) -> None:

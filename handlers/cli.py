@@ -22,6 +22,7 @@ from handlers.login_commands import login, logout
 from handlers.own_servers import of_dev, own_keys
 from handlers.scrub_command import scrub
 from handlers.terminal import (
+    STOP_S_MAX,
     AsJson,
     Failure,
     ReadyFile,
@@ -99,7 +100,8 @@ def run(
 ) -> None:
     """Run the service, or some of its groups, on the servers that the environment names."""
     from adapters.telemetry import set_up_logs
-    from handlers.app import ALL_GROUPS, GROUPS, Ended, serve
+    from handlers.app import ALL_GROUPS, GROUPS, serve
+    from handlers.endings import Ended
     from handlers.groups import GroupIsSilent
     from handlers.supervisor import supervise
     from handlers.vitals import PortTaken
@@ -116,7 +118,7 @@ def run(
     chosen = tuple(groups or GROUPS)
 
     async def work() -> None:
-        stop = stop_on_signals()
+        stop = stop_on_signals(within_s=STOP_S_MAX)
         if workers > 1:
             await supervise(settings, chosen, workers, stop=stop)
         else:

@@ -10,7 +10,7 @@ import typer
 from adapters.environment import BadSettings, read_settings
 from adapters.server_urls import LOOPBACK
 from adapters.settings import Settings
-from handlers.terminal import Failure, ReadyFile, read_ready, run_to_end, stop_on_signals
+from handlers.terminal import STOP_S_MAX, Failure, ReadyFile, read_ready, run_to_end, stop_on_signals
 
 if TYPE_CHECKING:
     from handlers.console.app import Served
@@ -37,8 +37,8 @@ def console(ready_file: ReadyFile = None) -> None:
     """
     from adapters.keys import BadKeys, read_keys
     from adapters.telemetry import set_up_logs
-    from handlers.app import Loops
     from handlers.console.app import Wishes, console_alone
+    from handlers.endings import Loops
     from handlers.vitals import PortTaken
 
     settings = read_settings() if ready_file is None and os.environ.get("DATABASE_URL") else _of_dev(ready_file)
@@ -52,7 +52,7 @@ def console(ready_file: ReadyFile = None) -> None:
     set_up_logs(settings.log_level, settings.environment, settings.log_format)
 
     async def work() -> None:
-        stop, lost = stop_on_signals(), asyncio.Event()
+        stop, lost = stop_on_signals(within_s=STOP_S_MAX), asyncio.Event()
 
         async def on_closed() -> None:
             lost.set()

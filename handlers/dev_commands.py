@@ -26,7 +26,7 @@ def dev(context: typer.Context, data_dir: DataDir = DEFAULT_DIR, ready_file: Rea
         return
     from adapters.embedded_state import EmbeddedFailure
     from adapters.telemetry import set_up_logs
-    from handlers.app import Ended
+    from handlers.endings import Ended
     from handlers.groups import GroupIsSilent
     from handlers.vitals import PortTaken
 

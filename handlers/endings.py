@@ -1,10 +1,76 @@
-"""How work ends at a stop: for a while by itself, then by force."""
+"""How what a process does ends: a start that is given up, loops, and work at a stop."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
 
 CANCEL_S = 1.0
 """How long what was cancelled may still tidy up: answer its caller, or hand back its message."""
+_CANCELS_MAX = 5
+
+
+class Ended(Exception):
+    """The process cannot go on: something it needs is gone for good, or hangs. The message says what."""
+
+
+class NotWanted(Exception):
+    """Nobody wants any more what a block was about to do."""
+
+
+@asynccontextmanager
+async def wanted(what: str, *, unless: asyncio.Event, within_s: float) -> AsyncIterator[None]:
+    """The block is given up as soon as the event is set, and when it takes too long.
+
+    Raises `NotWanted` or `Ended` for it.
+    """
+    limit = asyncio.timeout(within_s)
+
+    def give_up(_: asyncio.Task[object]) -> None:
+        if not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    waiting = asyncio.create_task(unless.wait())
+    waiting.add_done_callback(give_up)
+    try:
+        async with limit:
+            try:
+                yield
+            finally:
+                waiting.remove_done_callback(give_up)
+                waiting.cancel()
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        if unless.is_set():
+            raise NotWanted from error
+        raise Ended(f"{what} has not come to an end in {within_s:g} s") from error
+
+
+class Loops:
+    """The long-lived loops of a process, ended when the block is left; one that dies ends the block."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, loop: Coroutine[None, None, None], name: str) -> None:
+        self._tasks.append(self._group.create_task(loop, name=name))
+
+    async def __aenter__(self) -> "Loops":
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _ in range(_CANCELS_MAX):  # before Python 3.12 `wait_for`, which nats-py uses, may swallow one
+            left = [task for task in self._tasks if not task.done()]
+            for task in left:
+                task.cancel()
+            if not left or not (await asyncio.wait(left, timeout=1))[1]:
+                break
+        await self._group.__aexit__(kind, error, trace)
 
 
 async def let_end(tasks: Iterable[asyncio.Task[None]], *, within_s: float) -> None:

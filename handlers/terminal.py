@@ -1,6 +1,7 @@
 """What all commands share: how they fail, how they run, and how they find a running dev."""
 
 import asyncio
+import faulthandler
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ Token = Annotated[
     typer.Option(envvar="USER_SERVICE_TOKEN", help="Access token; default: who signed in by `user-service login`."),
 ]
 DEFAULT_DIR = Path(".dev")
+STOP_S_MAX = 28.0
+"""A stop takes half as long at the very most; whoever asked for it sends SIGKILL after 30 seconds, as a rule."""
 
 
 class Failure(Exception):
@@ -108,9 +111,21 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
-def stop_on_signals() -> asyncio.Event:
-    """An event that SIGINT and SIGTERM set."""
-    stop = asyncio.Event()
+def stop_on_signals(*, within_s: float | None = None) -> asyncio.Event:
+    """An event that SIGINT and SIGTERM set. A process that has not ended in time then says where it hangs, and ends."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if within_s is not None and not stop.is_set():
+            loop.call_later(within_s - 1, _tell_what_hangs)
+            faulthandler.dump_traceback_later(within_s, exit=True)
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal)
     return stop
+
+
+def _tell_what_hangs() -> None:
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=3)

@@ -19,6 +19,7 @@ from adapters.embedded import Addresses, EmbeddedServers
 from adapters.embedded_state import LOOPBACK, EmbeddedFailure
 from adapters.keys import write_keys
 from adapters.mail_sink import MailSink
+from handlers.terminal import STOP_S_MAX
 from tests import forking
 from tests.gateway import Gateway, database, gateway
 from tests.program import FAST, clean_environment, command, until
@@ -108,12 +109,12 @@ class Run:
         await self.process.wait()
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """SIGTERM; the exit code. One that does not end in time says by itself where it hangs."""
         if not self.has_ended:
             self.send(signal.SIGCONT)
             self.send(signal.SIGTERM)
-            async with asyncio.timeout(30):
-                await self.process.wait()
+            await asyncio.wait([asyncio.ensure_future(self.process.wait())], timeout=STOP_S_MAX + 10)
+            assert self.has_ended, self.log[-4000:]
         return self.process.returncode or 0
 
 

@@ -64,9 +64,12 @@ class Stage:
             assert not any(keeper.done() for keeper in keepers), keepers
         finally:
             for keeper in keepers:
-                keeper.cancel()
+                async with self._away[keeper.get_name()]:  # not while it starts one
+                    keeper.cancel()
             await asyncio.wait(keepers)
-            await asyncio.gather(*(run.stop() for run in self._runs.values()))
+            running = [run for run in self._runs.values() if not run.has_ended]
+            codes = await asyncio.gather(*(run.stop() for run in running))
+            assert all(code in (0, -signal.SIGTERM) for code in codes), [run.log[-4000:] for run in running]
 
     async def until_all_serve(self) -> None:
         """Wait until each run that was started last is ready."""

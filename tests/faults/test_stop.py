@@ -31,6 +31,7 @@ from tests.program import until
 STOP_S_MAX = 10.0
 ANSWERED_S_MAX = 5.0  # a delivery that is not handed back lies still for 15 s, and a start takes three
 AT_ONCE_S_MAX = 1.0
+GIVEN_UP_S_MAX = 3.0  # a server that is silent is waited for five seconds
 MAY_RETRY = {"OVERLOADED", "SERVICE_UNAVAILABLE"}
 
 
@@ -239,3 +240,22 @@ async def test_a_stop_is_as_short_with_every_server_away(
         stop_s = await stopped(run)
     record_testsuite_property(f"stop with every server {how}, seconds", stop_s)
     assert stop_s < STOP_S_MAX
+
+
+async def test_a_stop_ends_a_start_that_waits_for_a_server(house: House) -> None:
+    asked = asyncio.Event()
+
+    async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await asyncio.sleep(30)
+        writer.close()
+
+    silent = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    async with silent:
+        run = house.run(NATS_URL=f"nats://127.0.0.1:{silent.sockets[0].getsockname()[1]}")
+        await run.launch()
+        async with asyncio.timeout(30):
+            await asked.wait()
+        assert await stopped(run) < GIVEN_UP_S_MAX
+        assert run.lines("stopping")
+        assert not run.lines("ready")
