@@ -8,6 +8,7 @@ from types import TracebackType
 CANCEL_S = 1.0
 """How long what was cancelled may still tidy up: answer its caller, or hand back its message."""
 _CANCELS_MAX = 5
+_CANCEL_AGAIN_S = 0.5
 
 
 class Ended(Exception):
@@ -22,29 +23,34 @@ class NotWanted(Exception):
 async def wanted(what: str, *, unless: asyncio.Event, within_s: float) -> AsyncIterator[None]:
     """The block is given up as soon as the event is set, and when it takes too long.
 
-    Raises `NotWanted` or `Ended` for it.
+    Raises `NotWanted` or `Ended` for it, whatever the block itself ends with then.
     """
-    limit = asyncio.timeout(within_s)
+    block, cancels = asyncio.current_task(), 0
+    assert block is not None  # noqa: S101 - this is a coroutine
 
-    def give_up(_: asyncio.Task[object]) -> None:
-        if not limit.expired():
-            limit.reschedule(asyncio.get_running_loop().time())
+    async def give_up() -> None:
+        nonlocal cancels
+        await asyncio.wait([waiting], timeout=within_s)
+        while True:  # before Python 3.12 `wait_for`, which nats-py uses, may swallow one
+            cancels += 1
+            block.cancel()
+            await asyncio.sleep(_CANCEL_AGAIN_S)
 
     waiting = asyncio.create_task(unless.wait())
-    waiting.add_done_callback(give_up)
+    giving_up = asyncio.create_task(give_up())
     try:
-        async with limit:
-            try:
-                yield
-            finally:
-                waiting.remove_done_callback(give_up)
-                waiting.cancel()
-    except TimeoutError as error:
-        if not limit.expired():
+        yield
+    except BaseException as error:
+        others = block.cancelling() - cancels
+        if not cancels or (isinstance(error, asyncio.CancelledError) and others > 0):
             raise
-        if unless.is_set():
-            raise NotWanted from error
-        raise Ended(f"{what} has not come to an end in {within_s:g} s") from error
+    finally:
+        giving_up.cancel()
+        waiting.cancel()
+        for _ in range(cancels):
+            block.uncancel()
+    if cancels:
+        raise NotWanted if unless.is_set() else Ended(f"{what} has not come to an end in {within_s:g} s")
 
 
 class Loops:

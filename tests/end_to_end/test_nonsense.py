@@ -308,8 +308,10 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
     subject = draw(st.sampled_from(SUBJECTS))
     model = BY_SUBJECT[subject].request.model_fields
     fields = [field.alias or name for name, field in model.items()] or ["x"]
-    likely = st.sampled_from([PASSWORD, "Ada", "a@b.example", True, 1, "https://a.example", "en", None])
-    body = draw(JSON | st.dictionaries(st.sampled_from(fields), likely | JSON, max_size=8))
+    likely = st.sampled_from(["Ada", "a@b.example", True, 1, "https://a.example", "en", None])
+    # A good password goes where passwords go alone: in a profile it would be found when the run is over.
+    of_field = {name: st.just(PASSWORD) | JSON if "assword" in name else likely | JSON for name in fields}
+    body = draw(JSON | st.fixed_dictionaries({}, optional=of_field))
     return subject, json.dumps(body).encode()
 
 

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
@@ -31,6 +33,45 @@ async def test_a_block_is_given_up_when_nobody_wants_it(before: bool) -> None:
         async with wanted("it", unless=stop, within_s=5):
             await asyncio.sleep(5)
     assert time.monotonic() - began < 2
+
+
+async def _swallowing_twice() -> None:
+    for _ in range(2):
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(5)
+    await asyncio.sleep(5)
+
+
+async def _cut() -> None:
+    try:
+        await asyncio.sleep(5)
+    except asyncio.CancelledError as error:
+        raise ConnectionError from error
+
+
+@pytest.mark.parametrize("block", [_swallowing_twice, _cut])
+async def test_a_block_is_given_up_whatever_it_does_about_it(block: Callable[[], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    stop.set()
+    began = time.monotonic()
+    with pytest.raises(NotWanted):
+        async with wanted("it", unless=stop, within_s=5):
+            await block()
+    assert time.monotonic() - began < 4
+    await asyncio.sleep(0)  # nothing of it is left over
+
+
+async def test_who_is_ended_by_others_ends() -> None:
+    async def block() -> None:
+        async with wanted("it", unless=asyncio.Event(), within_s=5):
+            await asyncio.sleep(5)
+
+    task = asyncio.create_task(block())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
 
 
 async def test_a_block_that_takes_too_long_is_named() -> None:
