@@ -97,13 +97,7 @@ class Gateway:
         return str(reply.data["tokens"]["accessToken"])
 
     def mails_to(self, email: str, holding: str = "") -> list[EmailMessage]:
-        found = []
-        for path in stored_mails(Path(self.ready["mailDir"])):
-            mail = _mail_of(path)
-            body = mail.get_body(("plain",))
-            if mail["To"] == email and holding in (body.get_content() if body else ""):
-                found.append(mail)
-        return found
+        return [mail for text, mail in _inbox(self.ready["mailDir"]).mails_to(email) if holding in text]
 
     async def mail_to(self, email: str, holding: str, *, within_s: float = 20) -> EmailMessage:
         """The first mail to an address whose text holds something; waited for."""
@@ -113,10 +107,29 @@ class Gateway:
         return found[0]
 
 
+class Inbox:
+    """A mail folder, of which each mail is read once: it was renamed into place whole, and never changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: set[Path] = set()
+        self._by_address: dict[str, list[tuple[Path, str, EmailMessage]]] = {}
+
+    def mails_to(self, email: str) -> list[tuple[str, EmailMessage]]:
+        """Text and mail, in the order in which they came."""
+        for path in set(stored_mails(self._folder)) - self._read:
+            mail = read_mail(path)
+            body = mail.get_body(("plain",))
+            text = str(body.get_content()) if body else ""
+            self._by_address.setdefault(str(mail["To"]), []).append((path, text, mail))
+            self._read.add(path)
+        found = sorted(self._by_address.get(email, ()), key=lambda entry: entry[0])
+        return [(text, mail) for _, text, mail in found]
+
+
 @cache
-def _mail_of(path: Path) -> EmailMessage:
-    """A stored mail never changes: it was renamed into place whole."""
-    return read_mail(path)
+def _inbox(folder: str) -> Inbox:
+    return Inbox(Path(folder))
 
 
 @asynccontextmanager
