@@ -12,7 +12,7 @@ from tests.gateway import Gateway, database, gateway
 from tests.program import Dev, command
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package")
 async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
     base: Path = tmp_path_factory.mktemp("dev")
     async with Dev(base / "data", USER_SERVICE_DELIVERY_PAUSES="0.2 0.4") as running:
@@ -27,7 +27,7 @@ async def client(dev: Dev) -> AsyncIterator[Gateway]:
         yield found
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="module")
 async def limited(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
     """A `dev` whose rate limits are on; what is tested on it has addresses and sources of its own."""
     base: Path = tmp_path_factory.mktemp("limited")

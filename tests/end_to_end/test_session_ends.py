@@ -24,7 +24,7 @@ ASKED = range(16)
 """So often both processes are asked; that one of them is not is a chance of 1 in 32,768."""
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="module")
 async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     """All groups in one process, and one more that answers requests."""
     base: Path = tmp_path_factory.mktemp("two")

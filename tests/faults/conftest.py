@@ -9,7 +9,7 @@ from tests.canary import Search
 from tests.faults.house import House, open_house
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package")
 async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     base = tmp_path_factory.mktemp("house")
     async with open_house(base) as house:

@@ -21,14 +21,14 @@ from adapters.streams import provision
 from tests.builders import fresh_keys, settings_of
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package")
 async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServers]:
     directory: Path = tmp_path_factory.mktemp("servers")
     async with EmbeddedServers(directory / "data", log=lambda _line: None, sync_interval_always=False) as running:
         yield running
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package")
 async def database_url(servers: EmbeddedServers) -> str:
     """The migrated database, as the application's role."""
     addresses = servers.addresses
@@ -36,7 +36,7 @@ async def database_url(servers: EmbeddedServers) -> str:
     return addresses.database_url
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package")
 async def database(database_url: str) -> AsyncIterator[Database]:
     opened = await Database.connect(settings_of(database_url))
     yield opened
@@ -75,7 +75,7 @@ async def redis(servers: EmbeddedServers, monkeypatch: pytest.MonkeyPatch) -> As
     await client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return fresh_keys(tmp_path_factory.mktemp("keys"))
 
