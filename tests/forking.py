@@ -157,8 +157,11 @@ def _become(asked: dict[str, object], out: int, err: int) -> None:
 if __name__ == "__main__":
     import handlers.app
     import handlers.cli
+    import handlers.console.app
+    import handlers.context
     import handlers.dev
     import handlers.doctor
-    import handlers.supervisor  # noqa: F401
+    import handlers.supervisor
 
+    handlers.context.device_info("", None)  # loads its tables
     _serve(socket.socket(fileno=int(sys.argv[1])))

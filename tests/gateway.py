@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import asyncpg
 import nats
 from nats.aio.client import Client as NatsClient
 
-from adapters.mail_sink import read_mail, stored_mails, token_of
+from adapters.mail_sink import read_mail, token_of
 from tests import canary
 
 PASSWORD = "Brass-Canary-Sings-1843"
@@ -112,17 +113,19 @@ class Inbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: set[Path] = set()
-        self._by_address: dict[str, list[tuple[Path, str, EmailMessage]]] = {}
+        self._read: set[str] = set()
+        self._by_address: dict[str, list[tuple[str, str, EmailMessage]]] = {}
 
     def mails_to(self, email: str) -> list[tuple[str, EmailMessage]]:
         """Text and mail, in the order in which they came."""
-        for path in set(stored_mails(self._folder)) - self._read:
-            mail = read_mail(path)
+        for name in set(os.listdir(self._folder)) - self._read:
+            if not name.endswith(".eml"):
+                continue  # not renamed yet
+            mail = read_mail(self._folder / name)
             body = mail.get_body(("plain",))
             text = str(body.get_content()) if body else ""
-            self._by_address.setdefault(str(mail["To"]), []).append((path, text, mail))
-            self._read.add(path)
+            self._by_address.setdefault(str(mail["To"]), []).append((name, text, mail))
+            self._read.add(name)
         found = sorted(self._by_address.get(email, ()), key=lambda entry: entry[0])
         return [(text, mail) for _, text, mail in found]
 
