@@ -26,9 +26,9 @@ setup: .venv/ready ## make .venv and install what the lock names (PYTHON=… cho
 run: setup ## start everything on this machine: service, PostgreSQL, NATS, Valkey, mail sink
 	@$(BIN)/user-service dev $(ARGS)
 
-# Most tests wait more than they work: four at a time keep two cores busy.
+# Most tests wait more than they work: five at a time keep two cores busy.
 test: setup ## run the tests (ARGS="tests/unit -k lockout" for a part)
-	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
+	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 5 --dist loadfile --no-loadscope-reorder)
 
 soak: setup ## ten rounds of random deaths (SEEDS="3 7" for some), what answers tell by their time (ARGS for pytest)
 	@EXEC=1 $(if $(SEEDS),SEEDS="$(SEEDS)" )$(BIN)/pytest tests/soak -m soak -p no:randomly -s $(ARGS)

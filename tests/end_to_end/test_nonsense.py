@@ -57,8 +57,8 @@ async def test_every_operation_answers_nonsense(client: Gateway, subject: str) -
     if len(too_large) <= client.nc.max_payload:  # else the client itself does not send it
         assert (await answered(client, subject, too_large, headers=access)).code == "PAYLOAD_TOO_LARGE"
     for value in WRONG_TYPES:
-        await answered(client, subject, wrong_types(operation, value), headers=access)
-        access["Authorization"] = f"Bearer {await client.admin()}"  # a logout may just have succeeded
+        if (await answered(client, subject, wrong_types(operation, value), headers=access)).ok:
+            access["Authorization"] = f"Bearer {await client.admin()}"  # it may have been a logout
     await answered(client, subject, b"", headers=access)
     assert (await client.call("health.check")).ok
 
