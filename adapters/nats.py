@@ -175,10 +175,10 @@ async def leave(client: Client, subscriptions: Sequence[Subscription]) -> None:
 
 
 async def close(client: Client) -> None:
-    """Send what is buffered and go; a server that is away or hangs is not waited for."""
+    """Send what is buffered and go; a server that is away, or has not answered before, is not waited for."""
     try:
         async with asyncio.timeout(LEAVE_S):
-            if client.is_connected:
+            if client.is_connected and not client._pongs:  # noqa: SLF001 - of each question that is not answered yet
                 await settle(client)
     except (Error, TimeoutError, OSError) as error:
         log.warning("nats connection not closed in order", error=type(error).__name__)

@@ -37,6 +37,9 @@ _GONE = (
 FAILURES_MAX = 5
 PAUSE_S = 1.0
 """After so many failures in a row the server is left alone for so long; then one caller asks, others are refused."""
+RELEASE_S = 1.0
+"""How long a server may take to end a statement that was given up, before its connection is replaced."""
+CLOSE_S = 0.5
 SILENT_S = 1.0
 _RACED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
 
@@ -137,7 +140,7 @@ class Database:
     async def _give_back(self, connection: Connection) -> None:
         """What was done is done: a connection that is lost on its way back is replaced, and fails nobody."""
         try:
-            await self._pool.release(connection, timeout=5)
+            await self._pool.release(connection, timeout=RELEASE_S)
         except _GONE as error:
             log.warning("a connection was lost", error=type(error).__name__)
 
@@ -163,7 +166,7 @@ class Database:
     async def close(self) -> None:
         """Give all connections back; those of a server that hangs are cut."""
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(CLOSE_S):
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()

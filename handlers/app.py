@@ -78,7 +78,7 @@ GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
 ALL_GROUPS = (*GROUPS, "console")
 START_S = 30.0
 """A start takes seconds; one that hangs ends, for whoever keeps the process running to start it anew."""
-DRAIN_S = 7.0
+DRAIN_S = 6.0
 """How long a stop waits for requests and deliveries in work."""
 
 

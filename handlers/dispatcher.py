@@ -146,10 +146,11 @@ class Dispatcher:
 
     async def stop(self, *, within_s: float) -> None:
         """Refuse what comes, answer what was taken in, then leave; what does not end in time is cancelled."""
+        until = asyncio.get_running_loop().time() + within_s
         self._refusing = True
         if self._client.is_connected:
             await self._service.drain_endpoints()
-        await let_end(self._tasks, within_s=within_s)
+        await let_end(self._tasks, until=until)
         if self._client.is_connected:
             with suppress(NatsError, TimeoutError):
                 async with asyncio.timeout(LEAVE_S):

@@ -79,11 +79,11 @@ class Loops:
         await self._group.__aexit__(kind, error, trace)
 
 
-async def let_end(tasks: Iterable[asyncio.Task[None]], *, within_s: float) -> None:
-    """Wait for tasks, and cancel those that have not ended in time."""
+async def let_end(tasks: Iterable[asyncio.Task[None]], *, until: float) -> None:
+    """Wait for tasks, and cancel those that have not ended by then, in the event loop's clock."""
     late = set(tasks)
     if late:
-        _, late = await asyncio.wait(late, timeout=within_s)
+        _, late = await asyncio.wait(late, timeout=max(0.0, until - asyncio.get_running_loop().time()))
     for task in late:
         task.cancel()
     if late:

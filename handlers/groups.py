@@ -129,6 +129,7 @@ class Taker:
         The open pull is waited for: what the server hands out while we unsubscribe would reach nobody. Only then is
         anything handed back: the server would put it straight into that pull again, until its deliveries are used up.
         """
+        until = asyncio.get_running_loop().time() + within_s
         self._stopping = True
         if self._subscription is not None and self._client.is_connected:
             with suppress(TimeoutError):
@@ -138,7 +139,7 @@ class Taker:
         taken, self._taken = self._taken, []
         for message in taken:
             await hand_back(message)
-        await let_end(self._work, within_s=within_s)
+        await let_end(self._work, until=until)
 
 
 async def watch(js: JetStreamContext, settings: Settings, takers: Sequence[Taker], metrics: Metrics) -> None:
