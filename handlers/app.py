@@ -226,12 +226,12 @@ async def _start_events(
         loops.start(reconciler.run(), "reconciler")
         loops.start(means.sealer.run(), "seals")
         loops.start(remove_leftovers(means.database, AvatarStore(means.bus)), "avatars")
-    wanted = [group for group in EVENT_GROUPS if group in groups]
-    if not wanted and "jobs" not in groups:
+    chosen = [group for group in EVENT_GROUPS if group in groups]
+    if not chosen and "jobs" not in groups:
         return
     client = await connect(means.settings, name="groups", on_closed=on_closed)
     stack.push_async_callback(close, client)
-    deliver = {group: taking.deliver for group, taking in _deliverers(stack, loops, means, wanted).items()}
+    deliver = {group: taking.deliver for group, taking in _deliverers(stack, loops, means, chosen).items()}
     if "jobs" in groups:
         deliver["jobs"] = GivenUp(means.database, client, means.metrics, means.announcer.wake).deliver
     takers = [Taker(client, durable, deliver[durable.group]) for durable in durables(deliver)]

@@ -26,6 +26,7 @@ async def wanted(what: str, *, unless: asyncio.Event, within_s: float) -> AsyncI
     Raises `NotWanted` or `Ended` for it, whatever the block itself ends with then.
     """
     block, cancels = asyncio.current_task(), 0
+    cause: BaseException | None = None
     assert block is not None  # noqa: S101 - this is a coroutine
 
     async def give_up() -> None:
@@ -40,17 +41,19 @@ async def wanted(what: str, *, unless: asyncio.Event, within_s: float) -> AsyncI
     giving_up = asyncio.create_task(give_up())
     try:
         yield
-    except BaseException as error:
-        others = block.cancelling() - cancels
-        if not cancels or (isinstance(error, asyncio.CancelledError) and others > 0):
+    except (Exception, asyncio.CancelledError) as error:
+        by_others = isinstance(error, asyncio.CancelledError) and block.cancelling() > cancels
+        if not cancels or by_others:
             raise
+        cause = error
     finally:
         giving_up.cancel()
         waiting.cancel()
         for _ in range(cancels):
             block.uncancel()
     if cancels:
-        raise NotWanted if unless.is_set() else Ended(f"{what} has not come to an end in {within_s:g} s")
+        late = Ended(f"{what} has not come to an end in {within_s:g} s")
+        raise NotWanted() if unless.is_set() else late from cause
 
 
 class Loops:
