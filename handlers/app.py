@@ -99,6 +99,8 @@ class Means:
     sealer: Sealer
     announcer: Announcer
     vitals: Vitals
+    on_closed: Callable[[], Awaitable[None]]
+    ends: list[End]
 
 
 class Gaps:
@@ -142,12 +144,12 @@ async def serve(
         ends: list[End] = []
         with suppress(NotWanted):
             async with wanted("the start", unless=stop, within_s=START_S):
-                means = await _build(stack, settings, keys, on_closed)
+                means = await _build(stack, settings, keys, ends, on_closed)
                 loops = await stack.enter_async_context(Loops())
                 _start_upkeep(loops, means, keys)
-                await _start_events(stack, loops, means, groups, ends, on_closed)
+                await _start_events(stack, loops, means, groups)
                 if "requests" in groups:
-                    await _start_requests(stack, loops, means, keys, ends, on_closed)
+                    await _start_requests(stack, loops, means, keys)
                 port = await _start_http(stack, means, pages) if with_http else None
                 if "console" in groups:
                     console = console_beside(
@@ -165,7 +167,7 @@ async def serve(
 
 
 async def _build(
-    stack: AsyncExitStack, settings: Settings, keys: Keys, on_closed: Callable[[], Awaitable[None]]
+    stack: AsyncExitStack, settings: Settings, keys: Keys, ends: list[End], on_closed: Callable[[], Awaitable[None]]
 ) -> Means:
     await stack.enter_async_context(exported_traces(settings))  # before any connection, which may be listened to
     metrics = Metrics()
@@ -183,7 +185,7 @@ async def _build(
     return Means(
         settings, metrics, database, personal, TwoFactorSecrets(keys), redis, SharedCache(redis), bus, gaps, relay,
         Sealer(database, bus, SealKeys(keys), metrics), Announcer(database, bus),
-        Vitals(settings, database, bus, redis),
+        Vitals(settings, database, bus, redis), on_closed, ends,
     )  # fmt: skip
 
 
@@ -201,14 +203,7 @@ def _start_upkeep(loops: Loops, means: Means, keys: Keys) -> None:
     loops.start(watch_process(means.database, means.redis, means.metrics), "figures of the process")
 
 
-async def _start_events(
-    stack: AsyncExitStack,
-    loops: Loops,
-    means: Means,
-    groups: Sequence[str],
-    ends: list[End],
-    on_closed: Callable[[], Awaitable[None]],
-) -> None:
+async def _start_events(stack: AsyncExitStack, loops: Loops, means: Means, groups: Sequence[str]) -> None:
     """The relay, the jobs, and the event groups, of which each hands back what it holds at its end."""
     if "relay" in groups:
         loops.start(means.relay.run(), "relay")
@@ -229,14 +224,14 @@ async def _start_events(
     chosen = [group for group in EVENT_GROUPS if group in groups]
     if not chosen and "jobs" not in groups:
         return
-    client = await connect(means.settings, name="groups", on_closed=on_closed)
+    client = await connect(means.settings, name="groups", on_closed=means.on_closed)
     stack.push_async_callback(close, client)
     deliver = {group: taking.deliver for group, taking in _deliverers(stack, loops, means, chosen).items()}
     if "jobs" in groups:
         deliver["jobs"] = GivenUp(means.database, client, means.metrics, means.announcer.wake).deliver
     takers = [Taker(client, durable, deliver[durable.group]) for durable in durables(deliver)]
     for taker in takers:
-        ends.append(partial(taker.stop, within_s=DRAIN_S))
+        means.ends.append(partial(taker.stop, within_s=DRAIN_S))
         await taker.start()
         loops.start(taker.run(), taker.durable.name)
     loops.start(watch(means.bus.jetstream(), means.settings, takers, means.metrics), "watch")
@@ -276,14 +271,7 @@ def _deliverers(stack: AsyncExitStack, loops: Loops, means: Means, groups: Seque
     }
 
 
-async def _start_requests(
-    stack: AsyncExitStack,
-    loops: Loops,
-    means: Means,
-    keys: Keys,
-    ends: list[End],
-    on_closed: Callable[[], Awaitable[None]],
-) -> None:
+async def _start_requests(stack: AsyncExitStack, loops: Loops, means: Means, keys: Keys) -> None:
     """Everything that answers a request, and who answers; at its end those it has taken in are answered."""
     settings = means.settings
     hasher = Hasher(
@@ -298,7 +286,7 @@ async def _start_requests(
     loops.start(freshness.run(), "freshness")
     activity = Activity(means.database, settings.lifetimes.idle)
     loops.start(activity.run(), "activity")
-    client = await connect(settings, name="requests", on_closed=on_closed, client=AnsweringClient())
+    client = await connect(settings, name="requests", on_closed=means.on_closed, client=AnsweringClient())
     stack.push_async_callback(close, client)
     ctx = Context(
         settings=settings,
@@ -325,7 +313,7 @@ async def _start_requests(
     once = Once(ctx, IdempotencyKeys(means.database, keys))
     dispatcher = Dispatcher(ctx, client, pair(OPERATIONS, HANDLERS), once, steps)
     await Acknowledger(client, means.bus, QUEUE).start()
-    ends.append(partial(dispatcher.stop, within_s=DRAIN_S))
+    means.ends.append(partial(dispatcher.stop, within_s=DRAIN_S))
     await dispatcher.start()
     loops.start(watch_requests(ctx), "figures of requests")
     if settings.rate_limits == "off":

@@ -7,6 +7,7 @@ from types import TracebackType
 
 CANCEL_S = 1.0
 """How long what was cancelled may still tidy up: answer its caller, or hand back its message."""
+# Before Python 3.12 `wait_for`, which nats-py uses, may swallow a cancellation: what goes on is cancelled again.
 _CANCELS_MAX = 5
 _CANCEL_AGAIN_S = 0.5
 
@@ -32,7 +33,7 @@ async def wanted(what: str, *, unless: asyncio.Event, within_s: float) -> AsyncI
     async def give_up() -> None:
         nonlocal cancels
         await asyncio.wait([waiting], timeout=within_s)
-        while True:  # before Python 3.12 `wait_for`, which nats-py uses, may swallow one
+        while True:
             cancels += 1
             block.cancel()
             await asyncio.sleep(_CANCEL_AGAIN_S)
@@ -52,8 +53,9 @@ async def wanted(what: str, *, unless: asyncio.Event, within_s: float) -> AsyncI
         for _ in range(cancels):
             block.uncancel()
     if cancels:
-        late = Ended(f"{what} has not come to an end in {within_s:g} s")
-        raise NotWanted() if unless.is_set() else late from cause
+        if unless.is_set():
+            raise NotWanted from cause
+        raise Ended(f"{what} has not come to an end in {within_s:g} s") from cause
 
 
 class Loops:
@@ -73,7 +75,7 @@ class Loops:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for _ in range(_CANCELS_MAX):  # before Python 3.12 `wait_for`, which nats-py uses, may swallow one
+        for _ in range(_CANCELS_MAX):
             left = [task for task in self._tasks if not task.done()]
             for task in left:
                 task.cancel()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -109,12 +110,14 @@ class Run:
         await self.process.wait()
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code. One that does not end in time says by itself where it hangs."""
+        """SIGTERM; the exit code. One that hangs ends by force, and its log says where it was."""
         if not self.has_ended:
+            began = time.monotonic()
             self.send(signal.SIGCONT)
             self.send(signal.SIGTERM)
-            await asyncio.wait([asyncio.ensure_future(self.process.wait())], timeout=STOP_S_MAX + 10)
-            assert self.has_ended, self.log[-4000:]
+            ended, _ = await asyncio.wait([asyncio.ensure_future(self.process.wait())], timeout=30)
+            assert ended, self.log[-4000:]
+            assert time.monotonic() - began < STOP_S_MAX, self.log[-4000:]
         return self.process.returncode or 0
 
 
