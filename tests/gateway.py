@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from adapters.mail_sink import read_mail, token_of
 from tests import canary
 
 PASSWORD = "Brass-Canary-Sings-1843"
+_TO = re.compile(rb"^To:\s*(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -109,25 +111,38 @@ class Gateway:
 
 
 class Inbox:
-    """A mail folder, of which each mail is read once: it was renamed into place whole, and never changes."""
+    """A mail folder, of which each mail is read once: it was renamed into place whole, and never changes.
+
+    Of a mail to somebody else its address alone is looked at: a house's mail server runs in the loop that reads here,
+    and whoever sends to it would wait while thousands of mails are parsed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: set[str] = set()
-        self._by_address: dict[str, list[tuple[str, str, EmailMessage]]] = {}
+        self._seen: set[str] = set()
+        self._by_address: dict[str, list[str]] = {}
 
     def mails_to(self, email: str) -> list[tuple[str, EmailMessage]]:
         """Text and mail, in the order in which they came."""
-        for name in set(os.listdir(self._folder)) - self._read:  # noqa: PTH208 - thousands, fifty times a second
-            if not name.endswith(".eml"):
-                continue  # not renamed yet
-            mail = read_mail(self._folder / name)
-            body = mail.get_body(("plain",))
-            text = str(body.get_content()) if body else ""
-            self._by_address.setdefault(str(mail["To"]), []).append((name, text, mail))
-            self._read.add(name)
-        found = sorted(self._by_address.get(email, ()), key=lambda entry: entry[0])
-        return [(text, mail) for _, text, mail in found]
+        for name in set(os.listdir(self._folder)) - self._seen:  # noqa: PTH208 - thousands, fifty times a second
+            if name.endswith(".eml"):  # else it is not renamed yet
+                self._by_address.setdefault(address_of((self._folder / name).read_bytes()), []).append(name)
+                self._seen.add(name)
+        return [_parsed(self._folder / name) for name in sorted(self._by_address.get(email, ()))]
+
+
+@cache
+def _parsed(path: Path) -> tuple[str, EmailMessage]:
+    mail = read_mail(path)
+    body = mail.get_body(("plain",))
+    return str(body.get_content()) if body else "", mail
+
+
+def address_of(mail: bytes) -> str:
+    """The one address that a stored mail goes to."""
+    found = _TO.search(mail)
+    assert found, mail[:2000]
+    return found[1].decode()
 
 
 @cache

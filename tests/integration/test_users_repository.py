@@ -1,6 +1,7 @@
 """Users under their row's lock: no version twice, no version left out, no change lost."""
 
 import asyncio
+from collections.abc import Mapping
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -28,11 +29,16 @@ class Repository:
 
     def __init__(self, database: Database, personal: PersonalData, trail: Trail) -> None:
         self._means = (database, personal, trail)
-        self.announced: dict[UUID, int] = {}
+        self.announced: dict[UUID, set[int]] = {}
+
+    def _announce(self, touched: Mapping[UUID, int]) -> None:
+        """Of two commits, whoever made the later one may be the first to know."""
+        for user_id, version in touched.items():
+            self.announced.setdefault(user_id, set()).add(version)
 
     async def add(self, user: User) -> bool:
         database, personal, trail = self._means
-        async with unit_of_work(database, personal, trail, announce=self.announced.update) as work:
+        async with unit_of_work(database, personal, trail, announce=self._announce) as work:
             added = await work.users.add(user)
             if added:
                 await work.commit(Empty())
@@ -40,7 +46,7 @@ class Repository:
 
     async def change(self, user_id: UUID, changes: dict[str, object], *, expected_revision: int | None = None) -> User:
         database, personal, trail = self._means
-        async with unit_of_work(database, personal, trail, announce=self.announced.update) as work:
+        async with unit_of_work(database, personal, trail, announce=self._announce) as work:
             user = await self._locked(work, user_id)
             user.change(changes, expected_revision=expected_revision, at=NOW)
             await work.users.save(user)
@@ -49,7 +55,7 @@ class Repository:
 
     async def refuse_password(self, user_id: UUID) -> None:
         database, personal, trail = self._means
-        async with unit_of_work(database, personal, trail, announce=self.announced.update) as work:
+        async with unit_of_work(database, personal, trail, announce=self._announce) as work:
             user = await self._locked(work, user_id)
             user.refuse_password(origin=ORIGIN, at=NOW)
             await work.users.save(user)
@@ -59,7 +65,7 @@ class Repository:
         """By what was read of the user, without a lock."""
         database, personal, trail = self._means
         async with unit_of_work(
-            database, personal, trail, announce=self.announced.update, one_statement=one_statement
+            database, personal, trail, announce=self._announce, one_statement=one_statement
         ) as work:
             user, new = work.users.trust(seen), _new_session(seen.user)
             user.sign_in(session_id=new.session.id, method="password", known_device=True, origin=ORIGIN, at=NOW)
@@ -97,7 +103,7 @@ async def test_changes_at_once_are_all_counted(
     assert stored is not None
     assert (stored.user.revision, stored.user.version) == (1 + written, 1 + written)
     assert await _versions(owner, user.id) == list(range(1, written + 2))
-    assert repository.announced[user.id] == 1 + written
+    assert repository.announced[user.id] == set(range(1, written + 2))
 
 
 async def test_of_one_expected_revision_one_wins(repository: Repository, database: Database) -> None:
@@ -209,7 +215,7 @@ async def test_a_sign_in_stands_only_if_nothing_changed_since_its_user_was_read(
     assert first
     assert second
     await repository.sign_in(first, one_statement=one_statement)
-    assert repository.announced[user.id] == 2
+    assert repository.announced[user.id] == {1, 2}
     with pytest.raises(Stale):
         await repository.sign_in(second, one_statement=one_statement)
     assert await owner.fetchval("SELECT count(*) FROM user_sessions WHERE user_id = $1", user.id) == 1
