@@ -181,12 +181,8 @@ class Mailer:
     async def close(self) -> None:
         """Say goodbye on the idle connections; those in use are closed when their mail is done."""
         self._closed = True
-        while self._kept:
-            _, client = self._kept.pop()
-            with suppress(SMTPException, OSError):
-                async with _exchange(client, _GOODBYE_S):
-                    await client.quit()
-            client.close()
+        kept, self._kept = self._kept, []
+        await asyncio.gather(*(_say_goodbye(client) for _, client in kept))
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -307,6 +303,13 @@ async def _exchange(client: SMTP, timeout_s: float) -> AsyncIterator[None]:
     except BaseException:
         client.close()
         raise
+
+
+async def _say_goodbye(client: SMTP) -> None:
+    with suppress(SMTPException, OSError):
+        async with _exchange(client, _GOODBYE_S):
+            await client.quit()
+    client.close()
 
 
 @contextmanager

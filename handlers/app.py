@@ -4,8 +4,8 @@ Long-lived loops live in one task group: if one dies, the process ends and says 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,7 +49,7 @@ from handlers.context import Context, device_info
 from handlers.dead_letters import Announcer
 from handlers.delivery import Deliverer, EventHandler
 from handlers.dispatcher import QUEUE, Dispatcher, pair
-from handlers.endings import Ended, Loops, NotWanted, wanted
+from handlers.endings import START_S, Ended, Loops, NotWanted, wanted
 from handlers.erasure import Erasure
 from handlers.events.audit import Audit
 from handlers.events.cache import Cache
@@ -76,8 +76,6 @@ End = Callable[[], Awaitable[None]]
 GROUPS = ("requests", "relay", *EVENT_GROUPS, "jobs")
 """What `run` starts where no group is named."""
 ALL_GROUPS = (*GROUPS, "console")
-START_S = 30.0
-"""A start takes seconds; one that hangs ends, for whoever keeps the process running to start it anew."""
 DRAIN_S = 6.0
 """How long a stop waits for requests and deliveries in work."""
 
@@ -131,7 +129,7 @@ async def serve(
     """Run groups until `stop`; `on_ready` is told the HTTP port once all of them serve.
 
     Raises `Unavailable` when a server does not answer at the start, `Ended` when something is lost for good,
-    or the start hangs. A stop ends a start, too.
+    or the start hangs. A stop ends a start, too. Whatever the end is, `stop` is set, and what is in work ends in order.
     """
     for name in unknown_variables():
         log.warning("no such setting; it is ignored", variable=name)
@@ -140,8 +138,7 @@ async def serve(
     async def on_closed() -> None:
         closed.set()
 
-    async with AsyncExitStack() as stack:
-        ends: list[End] = []
+    async with AsyncExitStack() as stack, ended_in_order(stop) as ends:
         with suppress(NotWanted):
             async with wanted("the start", unless=stop, within_s=START_S):
                 means = await _build(stack, settings, keys, ends, on_closed)
@@ -160,6 +157,16 @@ async def serve(
             await _either(stop, closed)
         if closed.is_set() and not stop.is_set():
             raise Ended("a NATS connection was closed for good")
+
+
+@asynccontextmanager
+async def ended_in_order(stop: asyncio.Event) -> AsyncIterator[list[End]]:
+    """What has begun by the end of the block is ended, however that comes: a request in work has its answer."""
+    ends: list[End] = []
+    try:
+        yield ends
+    finally:
+        stop.set()
         log.info("stopping")
         async with asyncio.TaskGroup() as stopping:
             for end in ends:
@@ -172,8 +179,8 @@ async def _build(
     await stack.enter_async_context(exported_traces(settings))  # before any connection, which may be listened to
     metrics = Metrics()
     database = await Database.connect(settings)
-    await require_current(settings.database_url.get_secret_value())
     stack.push_async_callback(database.close)
+    await require_current(settings.database_url.get_secret_value())
     redis = Redis(settings.redis)
     stack.push_async_callback(redis.close)
     gaps = Gaps(metrics)

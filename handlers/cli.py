@@ -23,6 +23,7 @@ from handlers.own_servers import of_dev, own_keys
 from handlers.scrub_command import scrub
 from handlers.terminal import (
     STOP_S_MAX,
+    WORKER_STOP_S_MAX,
     AsJson,
     Failure,
     ReadyFile,
@@ -118,7 +119,7 @@ def run(
     chosen = tuple(groups or GROUPS)
 
     async def work() -> None:
-        stop = stop_on_signals(within_s=STOP_S_MAX)
+        stop = stop_on_signals(within_s=WORKER_STOP_S_MAX if _is_supervised() else STOP_S_MAX)
         if workers > 1:
             await supervise(settings, chosen, workers, stop=stop)
         else:

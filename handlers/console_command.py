@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def console(ready_file: ReadyFile = None) -> None:
     from adapters.keys import BadKeys, read_keys
     from adapters.telemetry import set_up_logs
     from handlers.console.app import Wishes, console_alone
-    from handlers.endings import Loops
+    from handlers.endings import START_S, Loops, NotWanted, wanted
     from handlers.vitals import PortTaken
 
     settings = read_settings() if ready_file is None and os.environ.get("DATABASE_URL") else _of_dev(ready_file)
@@ -58,9 +59,14 @@ def console(ready_file: ReadyFile = None) -> None:
             lost.set()
             stop.set()
 
-        wishes = Wishes(_say, links=True)
-        async with Loops() as loops, console_alone(settings, keys, loops.start, wishes, on_closed=on_closed):
-            await stop.wait()
+        async with AsyncExitStack() as stack:
+            with suppress(NotWanted):
+                async with wanted("the start", unless=stop, within_s=START_S):
+                    loops = await stack.enter_async_context(Loops())
+                    wishes = Wishes(_say, links=True)
+                    alone = console_alone(settings, keys, loops.start, wishes, on_closed=on_closed)
+                    await stack.enter_async_context(alone)
+                await stop.wait()
             if lost.is_set():
                 raise Failure("the NATS connection was closed for good")
 

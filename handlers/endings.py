@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
 
+START_S = 30.0
+"""A start takes seconds; one that hangs ends, for whoever keeps the process running to start it anew."""
 CANCEL_S = 1.0
 """How long what was cancelled may still tidy up: answer its caller, or hand back its message."""
 # Before Python 3.12 `wait_for`, which nats-py uses, may swallow a cancellation: what goes on is cancelled again.
 _CANCELS_MAX = 5
-_CANCEL_AGAIN_S = 0.5
+_CANCEL_AGAIN_S = 1.0
 
 
 class Ended(Exception):
@@ -75,13 +77,15 @@ class Loops:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for _ in range(_CANCELS_MAX):
-            left = [task for task in self._tasks if not task.done()]
-            for task in left:
-                task.cancel()
-            if not left or not (await asyncio.wait(left, timeout=1))[1]:
-                break
-        await self._group.__aexit__(kind, error, trace)
+        try:
+            for _ in range(_CANCELS_MAX):
+                left = [task for task in self._tasks if not task.done()]
+                for task in left:
+                    task.cancel()
+                if not left or not (await asyncio.wait(left, timeout=_CANCEL_AGAIN_S))[1]:
+                    break
+        finally:  # also where one dies of its end: the group waits for the others, and tells of what
+            await self._group.__aexit__(kind, error, trace)
 
 
 async def let_end(tasks: Iterable[asyncio.Task[None]], *, until: float) -> None:

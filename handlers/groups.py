@@ -59,7 +59,7 @@ class Taker:
         self._pull_over = asyncio.Event()
         self._pull_over.set()
         self._awaited = 0
-        self._stopping = False
+        self.is_stopping = False
 
     async def start(self) -> None:
         """Listen for what the durable will hand out."""
@@ -67,7 +67,7 @@ class Taker:
 
     async def run(self) -> None:
         """Ask for as many as there is room for, for ever; one pull is open at a time."""
-        while not self._stopping:
+        while not self.is_stopping:
             self._room.clear()
             room = IN_WORK_MAX - self.in_work
             if room <= 0:
@@ -103,7 +103,7 @@ class Taker:
     def _start_work(self) -> None:
         if self._breath is not None:
             self._breath.cancel()
-        if self._stopping:
+        if self.is_stopping:
             return  # `stop` hands them back once no pull of ours is open: earlier they would come straight back to us
         taken, self._taken = self._taken, []
         for message in taken:
@@ -130,7 +130,7 @@ class Taker:
         anything handed back: the server would put it straight into that pull again, until its deliveries are used up.
         """
         until = asyncio.get_running_loop().time() + within_s
-        self._stopping = True
+        self.is_stopping = True
         if self._subscription is not None and self._client.is_connected:
             with suppress(TimeoutError):
                 async with asyncio.timeout(PULL_S + 0.5):
@@ -165,5 +165,6 @@ async def _look_after(js: JetStreamContext, settings: Settings, taker: Taker, me
         return
     note_consumer(metrics, durable, info)
     silent_s = time.monotonic() - taker.last_active
-    if info.num_pending and not info.num_waiting and not taker.in_work and silent_s > SILENT_S:
+    idle = not (taker.in_work or taker.is_stopping)
+    if info.num_pending and not info.num_waiting and idle and silent_s > SILENT_S:
         raise GroupIsSilent(f"{durable.name} has work waiting and does not pull")

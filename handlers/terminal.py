@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,10 @@ Token = Annotated[
 ]
 DEFAULT_DIR = Path(".dev")
 STOP_S_MAX = 28.0
-"""A stop takes half as long at the very most; whoever asked for it sends SIGKILL after 30 seconds, as a rule."""
+"""Three times what a stop takes while no server answers; who asked for it sends SIGKILL after 30 seconds, as a rule."""
+WORKER_STOP_S_MAX = 20.0
+"""A worker's, whose supervisor has to hear of it, and to end, in the seconds that are left."""
+_STACKS_MAX = 50
 
 
 class Failure(Exception):
@@ -111,21 +115,45 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
+class _Deadline(asyncio.Event):
+    """Once it is set, the process has so many seconds to end; then it says where it hangs, and ends with exit 1."""
+
+    def __init__(self, within_s: float) -> None:
+        super().__init__()
+        self._within_s = within_s
+
+    def set(self) -> None:
+        is_first = not self.is_set()
+        super().set()
+        if is_first:
+            asyncio.get_running_loop().call_later(self._within_s - 1, _tell_what_hangs)
+            try:
+                faulthandler.dump_traceback_later(self._within_s, exit=True)
+            except (AttributeError, OSError, RuntimeError, ValueError):  # no standard error to write to
+                faulthandler.dump_traceback_later(self._within_s, exit=True, file=os.open(os.devnull, os.O_WRONLY))
+
+
 def stop_on_signals(*, within_s: float | None = None) -> asyncio.Event:
-    """An event that SIGINT and SIGTERM set. A process that has not ended in time then says where it hangs, and ends."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if within_s is not None and not stop.is_set():
-            loop.call_later(within_s - 1, _tell_what_hangs)
-            faulthandler.dump_traceback_later(within_s, exit=True)
-        stop.set()
-
+    """An event that SIGINT and SIGTERM set; a process that has not ended so long after it is set ends by force."""
+    stop = asyncio.Event() if within_s is None else _Deadline(within_s)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 
 
 def _tell_what_hangs() -> None:
-    for task in asyncio.all_tasks():
-        task.print_stack(limit=3)
+    stacks = Counter("\n".join(_waits_of(task.get_coro())) for task in asyncio.all_tasks())
+    for stack, tasks in stacks.most_common(_STACKS_MAX):
+        typer.echo(f"{tasks} waiting, innermost last:\n{stack}", err=True)
+
+
+def _waits_of(awaited: object) -> Iterator[str]:
+    """Where a task waits; its own `print_stack` shows the outermost frame alone."""
+    while awaited is not None:
+        kind = next((kind for kind in ("cr", "gi", "ag") if getattr(awaited, f"{kind}_frame", None)), None)
+        if kind is None:
+            yield f"  {type(awaited).__name__}"
+            return
+        frame = getattr(awaited, f"{kind}_frame")
+        yield f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+        awaited = getattr(awaited, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")

@@ -203,6 +203,34 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytes
     assert await asyncio.wait_for(started[1].wait(), 5) == -signal.SIGTERM
 
 
+@pytest.mark.parametrize(
+    ("worker", "in_order"),
+    [
+        ("trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done", True),
+        ("trap '' TERM; echo ready; while :; do sleep 0.1; done", False),
+        ("echo ready; exit 1", False),
+    ],
+    ids=["ends", "hangs", "fails"],
+)
+async def test_a_worker_that_does_not_end_in_order_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, worker: str, in_order: bool
+) -> None:
+    real = asyncio.create_subprocess_exec
+    stop = asyncio.Event()
+
+    async def start(*_: object, **__: object) -> asyncio.subprocess.Process:
+        process = await real("sh", "-c", worker, stdout=asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+        await process.stdout.readline()
+        stop.set()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    monkeypatch.setattr(supervisor, "STOP_S", 0.5)
+    ended = Counter("ends_told", "of workers", registry=None)
+    assert await supervisor._keep(["requests"], tmp_path, stop, 0, ended) is in_order
+
+
 async def test_workers_are_counted_together_started_again_and_stopped(house: House) -> None:
     async with house.run("--workers", "2", "requests", "relay") as run, house.gateway() as client:
         # Made by `create-admin`: it can sign in, and is one.

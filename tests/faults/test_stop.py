@@ -242,20 +242,22 @@ async def test_a_stop_is_as_short_with_every_server_away(
     assert stop_s < STOP_S_MAX
 
 
-async def test_a_stop_ends_a_start_that_waits_for_a_server(house: House) -> None:
+@pytest.mark.parametrize("words", [(), ("--workers", "2")], ids=["all groups", "two workers"])
+async def test_a_stop_ends_a_start_that_waits_for_a_server(house: House, words: tuple[str, ...]) -> None:
     asked = asyncio.Event()
 
-    async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.set()
-        await asyncio.sleep(30)
+        await reader.read()
         writer.close()
 
     silent = await asyncio.start_server(never_answer, "127.0.0.1", 0)
     async with silent:
-        run = house.run(NATS_URL=f"nats://127.0.0.1:{silent.sockets[0].getsockname()[1]}")
+        run = house.run(*words, NATS_URL=f"nats://127.0.0.1:{silent.sockets[0].getsockname()[1]}")
         await run.launch()
         async with asyncio.timeout(30):
             await asked.wait()
         assert await stopped(run) < GIVEN_UP_S_MAX
-        assert run.lines("stopping")
+        assert run.lines("stopping") or words
         assert not run.lines("ready")
+        assert not run.lines("supervising")

@@ -24,6 +24,11 @@ async def yes(_: Envelope) -> str:
     return "250 OK"
 
 
+async def bye(_: Envelope) -> str:
+    """Take leave."""
+    return "221 Bye"
+
+
 @dataclass
 class MailServer:
     """An SMTP server in this loop; a test gives it the answers it wants, and looks at what arrived."""
@@ -31,6 +36,7 @@ class MailServer:
     on_mail: Hook = yes
     on_rcpt: Hook = yes
     on_data: Hook = yes
+    on_quit: Hook = bye
     smtputf8: bool = True
     tls: ssl.SSLContext | None = None
     password: str | None = None
@@ -65,9 +71,9 @@ class MailServer:
             self.received.append((envelope.rcpt_tos, parsed))
         return answer
 
-    async def handle_QUIT(self, _server: SMTP, _session: Session, _envelope: Envelope) -> str:  # noqa: N802
+    async def handle_QUIT(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         self.commands.append("QUIT")
-        return "221 Bye"
+        return await self.on_quit(envelope)
 
     def _authenticate(self, _server: SMTP, _session: Session, _envelope: Envelope, _: str, data: object) -> AuthResult:
         given = data.password.decode() if isinstance(data, LoginPassword) else ""

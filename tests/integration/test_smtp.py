@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -333,6 +334,21 @@ async def test_a_closed_mailer_sends_nothing(server: MailServer, mailer: Mailer)
     with pytest.raises(MailUnavailable, match="closed"):
         await mailer.send(MAIL)
     assert server.commands == ["MAIL", "QUIT"]
+
+
+async def test_a_server_that_takes_no_leave_is_left_all_the_same(server: MailServer, mailer: Mailer) -> None:
+    at_once = asyncio.Barrier(4)
+
+    async def all_four_together(_: Envelope) -> str:
+        async with asyncio.timeout(5), at_once:
+            return "250 OK"
+
+    server.on_data, server.on_quit = all_four_together, never
+    await asyncio.gather(*(mailer.send(replace(MAIL, to=f"user{n}@example.org")) for n in range(4)))
+    began = time.monotonic()
+    await mailer.close()
+    assert server.commands.count("QUIT") == 4
+    assert time.monotonic() - began < 2  # a second for all of them, not for each
 
 
 @pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")

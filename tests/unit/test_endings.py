@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
-from handlers.endings import Ended, NotWanted, wanted
+from handlers.app import ended_in_order
+from handlers.endings import Ended, Loops, NotWanted, wanted
 
 
 async def test_a_block_that_ends_in_time_is_left_alone() -> None:
@@ -86,6 +87,67 @@ async def test_what_times_out_within_the_block_is_not_the_block() -> None:
             raise TimeoutError("a server")
 
 
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def _dies_of_its_end() -> None:
+    try:
+        await _for_ever()
+    finally:
+        raise ConnectionError("gone")
+
+
+async def _with_a_loop_that_dies_of_its_end(other: Coroutine[None, None, None]) -> None:
+    async with Loops() as loops:
+        loops.start(_dies_of_its_end(), "dies")
+        loops.start(other, "other")
+        await asyncio.sleep(0)
+
+
+async def test_a_loop_that_dies_of_its_end_is_told_when_the_others_have_ended() -> None:
+    ended = False
+
+    async def takes_its_time() -> None:
+        nonlocal ended
+        try:
+            await _for_ever()
+        except asyncio.CancelledError:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+            await asyncio.to_thread(time.sleep, 0.1)
+            ended = True
+
+    with pytest.raises(ExceptionGroup) as told:
+        await _with_a_loop_that_dies_of_its_end(takes_its_time())
+    assert told.group_contains(ConnectionError, match="gone")
+    assert ended
+
+
+async def test_what_is_in_work_is_ended_in_order_also_where_a_loop_dies() -> None:
+    stop, told = asyncio.Event(), list[str]()
+
+    async def dies() -> None:
+        raise ConnectionError("gone")
+
+    async def answers_those_in_work() -> None:
+        await asyncio.sleep(0.1)
+        told.append("answered")
+
+    async def serve() -> None:
+        async with AsyncExitStack() as stack, ended_in_order(stop) as ends:
+            loops = await stack.enter_async_context(Loops())
+            ends.append(answers_those_in_work)
+            loops.start(dies(), "dies")
+            await _for_ever()
+
+    with pytest.raises(ExceptionGroup) as error:
+        await serve()
+    assert error.group_contains(ConnectionError, match="gone")
+    assert told == ["answered"]
+    assert stop.is_set()
+
+
 HANGS = """
 import asyncio, sys
 from handlers.terminal import stop_on_signals
@@ -97,11 +159,14 @@ async def sleeps_on():
         except asyncio.CancelledError:
             continue
 
+async def around():
+    await sleeps_on()
+
 async def main():
     stop = stop_on_signals(within_s=1.5)
-    task = asyncio.create_task(sleeps_on())
+    task = asyncio.create_task(around())
     print("ready", flush=True)
-    await stop.wait()
+    {wait}
     {hang}
 
 asyncio.run(main())
@@ -109,13 +174,20 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    ("hang", "told"),
-    [("task.cancel(); await task", "in sleeps_on"), ("import time; time.sleep(60)", "Timeout")],
-    ids=["a task", "the loop itself"],
+    ("wait", "hang", "told"),
+    [
+        ("await stop.wait()", "task.cancel(); await task", "in sleeps_on"),
+        ("await stop.wait()", "import time; time.sleep(60)", "Timeout"),
+        ("stop.set()", "await task", "in sleeps_on"),
+    ],
+    ids=["a task", "the loop itself", "without a signal"],
 )
-def test_a_process_that_hangs_at_its_stop_says_where_and_ends(hang: str, told: str) -> None:
+def test_a_process_that_hangs_at_its_stop_says_where_and_ends(wait: str, hang: str, told: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HANGS.format(hang=hang)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HANGS.format(wait=wait, hang=hang)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -124,3 +196,15 @@ def test_a_process_that_hangs_at_its_stop_says_where_and_ends(hang: str, told: s
         process.wait(timeout=10)
         assert process.returncode == 1
         assert told in process.stderr.read()
+        assert process.stdout.read() == ""
+
+
+def test_a_process_without_standard_error_ends_as_well() -> None:
+    hangs = HANGS.format(wait="await stop.wait()", hang="await task")
+    with subprocess.Popen(
+        ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, hangs], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 1
