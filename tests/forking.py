@@ -21,6 +21,9 @@ from pathlib import Path
 from handlers.start import ALLOCATOR
 from tests.faults import mortal
 
+PATIENCE_S = "PATIENCE_S"
+"""With it what is started waits so long for Redis, and for any server that it asks how it is: a busy machine is not a
+server that is away."""
 _MESSAGE_MAX = 256 * 1024
 
 
@@ -135,8 +138,12 @@ def _become(asked: dict[str, object], out: int, err: int) -> None:
         if words[0] in ("run", "dev"):
             os.environ["GLIBC_TUNABLES"] = ALLOCATOR  # it has that already, and does not begin again
         sys.argv = ["user-service", *words]
+        import adapters.redis
+        import handlers.vitals
         from handlers.start import main
 
+        if patience := os.environ.pop(PATIENCE_S, None):
+            adapters.redis.TIMEOUT_S = handlers.vitals.PROBE_S = float(patience)
         if mortal.VARIABLE in os.environ:
             mortal.make_mortal(os.environ[mortal.VARIABLE])
         main()

@@ -30,7 +30,7 @@ class Dev:
         self.data_dir = data_dir
         self.ready_file = data_dir / "ready.json"
         self.log_file = data_dir.with_suffix(".log")
-        self._env = FAST | env
+        self._env = FAST | {forking.PATIENCE_S: "10"} | env
         self._process: forking.Started | asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> "Dev":

@@ -55,12 +55,14 @@ async def test_only_a_refused_sign_in_is_held_back(tmp_path: Path) -> None:
     step = {"USER_SERVICE_ANSWER_MS_STEP": "2000"}
     async with Dev(tmp_path / "data", **step) as running, gateway(running.ready) as client:
         email, loop = await client.verified(), asyncio.get_running_loop()
-        took = []
-        for password in (PASSWORD, "Wrong-Password-1"):
+
+        async def took(password: str) -> float:
             began = loop.time()
             await client.call("auth.login", email=email, password=password)
-            took.append(loop.time() - began)
-    assert took[0] < 2 <= took[1]
+            return loop.time() - began
+
+        assert min([await took(PASSWORD) for _ in range(3)]) < 2
+        assert await took("Wrong-Password-1") >= 2
 
 
 async def test_whose_hash_came_from_elsewhere_is_not_told_by_time(tmp_path: Path) -> None:

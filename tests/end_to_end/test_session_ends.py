@@ -219,7 +219,7 @@ async def test_what_ends_a_session_is_told_and_its_tokens_are_refused_everywhere
     end, told = ENDS[path]
     await held.remembered_by_all()
     await end(held)
-    await eventually(held.refused_by_all, within_s=1, what="its access token to be refused everywhere")
+    await eventually(held.refused_by_all, within_s=3, what="its access token to be refused everywhere")
     assert await held.codes_of("me.get") == {"INVALID_TOKEN"}
     assert (await client.call("auth.refresh", refreshToken=held.tokens["refreshToken"])).code == "INVALID_TOKEN"
     await eventually(lambda: _told(house, held), within_s=10, what="the event")

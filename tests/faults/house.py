@@ -274,10 +274,11 @@ class House:
         return self.base / "data" / "nats" / "store"
 
     async def empty_streams(self) -> None:
-        """A test begins with no event of another: the service makes its streams when it starts, and misses nothing, as
-        if nothing had ever been announced."""
+        """A test begins with no event of another, not in the outbox either: the service makes its streams when it
+        starts, and misses nothing, as if nothing had ever been announced."""
         async with database(self.ready) as rows:
             await rows.execute("DELETE FROM stream_marks")
+            await rows.execute("DELETE FROM outbox")
             await rows.execute("UPDATE relay_heads SET version = 0, stream_sequence = 0")
         async with self.worker() as nc:
             for name in STREAMS:
@@ -291,7 +292,7 @@ class House:
 async def open_house(base: Path) -> AsyncIterator[House]:
     """Servers, a schema, keys, and an admin."""
     async with EmbeddedServers(base / "data", log=lambda _: None) as servers:
-        sink = MailSink(base / "mail", "test", "secret")
+        sink = MailSink(base / "mail", "test", "secret", servers.state.port("smtp"))
         async with sink:
             house = House(base, servers, sink)
             write_keys(base / "keys.json")

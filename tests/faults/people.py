@@ -19,7 +19,7 @@ from tests.gateway import PASSWORD, Gateway, Reply, database, new_email, registr
 AWAY = {"SERVICE_UNAVAILABLE", "OVERLOADED", "DEADLINE_EXCEEDED"}
 UNVERIFIED = {"USER_SERVICE_REQUIRE_VERIFIED_EMAIL": "false"}
 BACK_S_MAX = 9.0  # 3 s are promised; this machine is shared
-LATE_S_MAX = 1.0
+LATE_S_MAX = 5.0
 """How long after its deadline an answer is still waited for: the wire and two busy cores may take so long."""
 UNSURE_S_MAX = 4.0
 _HALVES = """

@@ -60,9 +60,9 @@ async def test_without_a_server_exactly_so_many_pass(limits_alone: Limits) -> No
 
 async def test_a_window_slides(limits: Limits, limits_alone: Limits) -> None:
     for tried in (limits, limits_alone):
-        window = _window(2, window_s=1)
+        window = _window(2, window_s=2)
         assert await _allowed(tried, 5, window) == 2
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while True:
                 if await _try(tried, window):
                     break
@@ -104,7 +104,7 @@ async def test_nothing_stays_for_ever(limits: Limits, servers: EmbeddedServers) 
     await limits.reserve((window,))
     assert servers.addresses.redis_url is not None
     async with raw_redis.Redis.from_url(servers.addresses.redis_url) as client:
-        assert 29_000 < await client.pttl(window.key) <= 30_000
+        assert 20_000 < await client.pttl(window.key) <= 30_000
         await limits.reserve((window,))
         await _try(limits, window)
         assert await client.zcard(window.key) == 2
@@ -114,13 +114,17 @@ async def test_headers_are_of_the_tightest_window(limits: Limits, limits_alone: 
     for tried in (limits, limits_alone):
         narrow, wide = _window(3), _window(50)
         seen = await tried.reserve((wide, narrow))
-        assert seen.headers == {"RateLimit-Limit": "3", "RateLimit-Remaining": "2", "RateLimit-Reset": "60"}
+        headers = dict(seen.headers)
+        assert 50 < int(headers.pop("RateLimit-Reset")) <= 60
+        assert headers == {"RateLimit-Limit": "3", "RateLimit-Remaining": "2"}
         await tried.reserve((wide, narrow))
         await tried.reserve((wide, narrow))
         with pytest.raises(LimitReached) as caught:
             await tried.reserve((wide, narrow))
-        assert caught.value.headers == {"RateLimit-Limit": "3", "RateLimit-Remaining": "0", "RateLimit-Reset": "60"}
-        assert caught.value.retry_after_s == 60
+        headers = dict(caught.value.headers)
+        assert int(headers.pop("RateLimit-Reset")) == caught.value.retry_after_s
+        assert headers == {"RateLimit-Limit": "3", "RateLimit-Remaining": "0"}
+        assert 50 < caught.value.retry_after_s <= 60
 
 
 async def test_switched_off_nothing_is_counted(redis: Redis) -> None:
@@ -130,7 +134,10 @@ async def test_switched_off_nothing_is_counted(redis: Redis) -> None:
     assert (await Limits(redis, enabled=True).reserve(())).headers == {}
 
 
-async def test_while_the_server_is_stopped_the_process_counts(servers: EmbeddedServers) -> None:
+async def test_while_the_server_is_stopped_the_process_counts(
+    servers: EmbeddedServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.redis.TIMEOUT_S", 10.0)  # a busy machine is not a server that is away
     client = Redis(servers.addresses.redis_url)
     limits, window = Limits(client, enabled=True), _window(20)
     await servers.stop_one("valkey")
@@ -152,16 +159,18 @@ def _lock(tries_max: int = 2, window_s: int = 1, *, refuses: bool = True, owner:
 
 
 async def test_a_lock_lasts_its_whole_time_from_the_try_that_filled_it(limits: Limits, limits_alone: Limits) -> None:
-    for tried in (limits, limits_alone):
-        lock = _lock()
+    async def lasts(tried: Limits) -> None:
+        lock = _lock(window_s=4)
         await tried.reserve((lock,))
-        await asyncio.sleep(0.6)  # the first try will be out of the window long before the second
+        await asyncio.sleep(2.4)  # the first try will be out of the window long before the second
         filling = await tried.reserve((lock,))
         assert filling.filled == {"auth:login"}
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2.4)
         assert await _try(tried, lock) is None
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2)
         assert await _allowed(tried, 5, lock) == 2
+
+    await asyncio.gather(lasts(limits), lasts(limits_alone))
 
 
 async def test_a_lock_whose_last_try_was_right_is_none(limits: Limits, limits_alone: Limits) -> None:

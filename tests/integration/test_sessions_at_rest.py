@@ -173,7 +173,7 @@ async def test_noting_use_waits_for_nobody_who_ends_the_session(bench: Bench, da
     locked, free = [await bench.open(last_active_at=now - DAY) for _ in range(2)]
     async with database.transaction() as ending:
         await Sessions(ending).end(bench.user_id, [locked], reason="revoked", at=now)
-        async with asyncio.timeout(1), database.connection() as connection:
+        async with asyncio.timeout(4), database.connection() as connection:
             await touch(connection, {locked: now, free: now}, at_least_after=MINUTE)
     assert await bench.last_active(locked) == now - DAY
     assert await bench.last_active(free) == now
