@@ -290,7 +290,8 @@ async def _start_requests(stack: AsyncExitStack, loops: Loops, means: Means, key
     freshness = Freshness(means.bus, accounts, standings, means.shared_cache, wake_relay=means.relay.wake)
     means.gaps.heard_by.append(freshness.lose_trust)
     await freshness.start()
-    loops.start(freshness.run(), "freshness")
+    for name, loop in freshness.loops().items():
+        loops.start(loop, name)
     activity = Activity(means.database, settings.lifetimes.idle)
     loops.start(activity.run(), "activity")
     client = await connect(settings, name="requests", on_closed=means.on_closed, client=AnsweringClient())

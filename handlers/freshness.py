@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from uuid import UUID, uuid4
 
 import structlog
@@ -75,12 +75,14 @@ class Freshness:
             local.is_trusted = False
             local.clear()
 
-    async def run(self) -> None:
-        """Beat, and tell of what was written, for ever."""
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._keep_beating())
-            loops.create_task(self._tell_everybody())
-            loops.create_task(self._drop_shared())
+    def loops(self) -> dict[str, Coroutine[None, None, None]]:
+        """To beat, and to tell of what was written, for ever. Not in a group of their own, which cancels them once:
+        nats-py may swallow a cancellation."""
+        return {
+            "beat": self._keep_beating(),
+            "invalidations": self._tell_everybody(),
+            "shared cache": self._drop_shared(),
+        }
 
     async def _keep_beating(self) -> None:
         """Send a beat, and see whether the last ones came back."""

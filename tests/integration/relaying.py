@@ -16,6 +16,7 @@ from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty
 from domain.user import User
+from handlers.endings import Loops
 from handlers.relay import Relay
 from tests.builders import ORIGIN, a_user
 from tests.program import eventually
@@ -24,18 +25,15 @@ from tests.program import eventually
 @asynccontextmanager
 async def relayed(database: Database, bus: Client, personal: PersonalData) -> AsyncIterator[None]:
     """A relay at work; at the end of the block all that was written is announced."""
-    running = asyncio.create_task(Relay(database, bus, personal, Metrics(), fence=True).run())
 
     async def nothing_waits() -> bool:
         async with database.connection() as rows:
             return not await rows.fetchval("SELECT EXISTS (SELECT FROM outbox)")
 
-    try:
+    async with Loops() as loops:
+        loops.start(Relay(database, bus, personal, Metrics(), fence=True).run(), "relay")
         yield
         await eventually(nothing_waits, within_s=10, what="all to be announced")
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
 
 
 @asynccontextmanager

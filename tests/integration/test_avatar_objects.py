@@ -34,6 +34,7 @@ from domain.avatar import Avatar
 from domain.refusals import Stale, Unavailable
 from domain.user import User
 from handlers import leftovers
+from handlers.endings import Loops
 from handlers.leftovers import remove_due, remove_leftover
 from tests.builders import NOW, a_user, settings_of
 from tests.pictures import description, picture
@@ -287,11 +288,10 @@ async def test_the_jobs_come_by_themselves(
     user_id = uuid4()
     await put(database, store, user_id)
     await due_now(owner)
-    jobs = asyncio.create_task(leftovers.remove_leftovers(database, store))
-    async with asyncio.timeout(10):
+    async with Loops() as loops, asyncio.timeout(10):
+        loops.start(leftovers.remove_leftovers(database, store), "avatars")
         while await owner.fetch("SELECT FROM avatar_leftovers"):
             await asyncio.sleep(0.02)
-    jobs.cancel()
     assert await names(bus, user_id) == []
 
 

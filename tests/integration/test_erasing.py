@@ -28,6 +28,7 @@ from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty
 from domain.user import User, UserId
+from handlers.endings import Loops
 from handlers.erasure import Erasure
 from handlers.relay import Relay
 from tests.builders import settings_of
@@ -261,15 +262,12 @@ async def test_a_relay_in_the_middle_of_it_leaves_nothing_plain_and_announces_th
     for _ in range(5):
         user = await a_deleted_user(database, personal, trail, clock(), changes=300)
         clock.time += GRACE + timedelta(hours=2)
-        relaying = asyncio.create_task(relay.run())
-        try:
+        async with Loops() as loops:
+            loops.start(relay.run(), "relay")
             relay.wake()
             await asyncio.sleep(0.06)  # into its pass
             await finish(erasure)
             await eventually(partial(nothing_waits, owner, user), within_s=20, what="all events to be announced")
-        finally:
-            relaying.cancel()
-            await asyncio.wait([relaying])
         assert await owner.fetchval("SELECT version FROM relay_heads WHERE user_id = $1", user.id) == 303
         messages = await all_of(bus, user)
         assert messages[-1][0] == f"users.events.v1.UserErased.{user.id}"

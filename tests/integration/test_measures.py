@@ -22,6 +22,7 @@ from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty
 from handlers.dead_letters import Announcer
+from handlers.endings import Loops
 from handlers.measures import SharedFigures, watch_mail
 from tests.builders import a_user, settings_of
 from tests.program import eventually
@@ -31,12 +32,9 @@ DAY_S = 86_400
 
 @asynccontextmanager
 async def announcing(database: Database, bus: Client) -> AsyncIterator[None]:
-    task = asyncio.create_task(Announcer(database, bus).run())
-    try:
+    async with Loops() as loops:
+        loops.start(Announcer(database, bus).run(), "letters")
         yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 @pytest_asyncio.fixture

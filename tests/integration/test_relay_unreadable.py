@@ -1,6 +1,5 @@
 """Events that a relay cannot read hold up nobody but their own users."""
 
-import asyncio
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +15,7 @@ from adapters.telemetry import Metrics
 from adapters.unit_of_work import unit_of_work
 from contracts.wire import Empty
 from domain.user import User
+from handlers.endings import Loops
 from handlers.relay import USERS_MAX, Relay
 from tests.builders import a_user, fresh_keys, settings_of
 from tests.program import eventually
@@ -44,18 +44,17 @@ async def test_a_pass_full_of_unreadable_events_stops_nobody_else(
     stuck = [await add(database, of_another_ring, trail) for _ in range(USERS_MAX)]
     others = [await add(database, personal, trail) for _ in range(5)]
     relay = Relay(database, client, personal, Metrics(), fence=True)
-    running = asyncio.create_task(relay.run())
 
     async def are_announced() -> bool:
         waiting = "SELECT count(*) FROM outbox WHERE user_id = ANY($1)"
         return not await owner.fetchval(waiting, [user.id for user in others])
 
     try:
-        await eventually(are_announced, within_s=10, what="the others to be announced")
-        waiting = await owner.fetchval("SELECT count(DISTINCT user_id) FROM outbox")
+        async with Loops() as loops:
+            loops.start(relay.run(), "relay")
+            await eventually(are_announced, within_s=10, what="the others to be announced")
+            waiting = await owner.fetchval("SELECT count(DISTINCT user_id) FROM outbox")
         assert waiting == len(stuck)
     finally:
-        running.cancel()
-        await asyncio.wait([running])
         await close(client)
         await owner.execute("DELETE FROM outbox WHERE user_id = ANY($1)", [user.id for user in stuck])

@@ -7,11 +7,17 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
+from typing import cast
 
 import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from adapters.cache import LocalCache, SharedCache
+from handlers import delivery
 from handlers.app import ended_in_order
 from handlers.endings import Ended, Loops, NotWanted, wanted
+from handlers.freshness import Freshness
 
 
 async def test_a_block_that_ends_in_time_is_left_alone() -> None:
@@ -146,6 +152,49 @@ async def test_what_is_in_work_is_ended_in_order_also_where_a_loop_dies() -> Non
     assert error.group_contains(ConnectionError, match="gone")
     assert told == ["answered"]
     assert stop.is_set()
+
+
+class Swallowing:
+    """Stands in for nats-py, which may swallow a cancellation while it publishes; this one does once."""
+
+    is_connected = True
+    max_payload = 1024 * 1024
+
+    def __init__(self) -> None:
+        self.publishing = asyncio.Event()
+        self._has_swallowed = False
+
+    async def publish(self, *_: object, **__: object) -> None:
+        self.publishing.set()
+        try:
+            await asyncio.sleep(0.2)
+        except asyncio.CancelledError:
+            if self._has_swallowed:
+                raise
+            self._has_swallowed = True
+
+    in_progress = publish
+
+
+async def test_a_beat_of_the_bus_ends_where_the_client_swallows_its_end() -> None:
+    client = Swallowing()
+    freshness = Freshness(
+        cast(Client, client), LocalCache(), LocalCache(), cast(SharedCache, None), wake_relay=lambda: None
+    )
+    async with asyncio.timeout(10), Loops() as loops:
+        for name, loop in freshness.loops().items():
+            loops.start(loop, name)
+        await client.publishing.wait()
+
+
+async def test_a_delivery_is_not_kept_alive_by_a_beat_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "ACK_WAIT_S", 0.03)
+    message = Swallowing()
+    beating = asyncio.create_task(delivery._beat(cast(Msg, message)))
+    await message.publishing.wait()
+    beating.cancel()
+    await asyncio.wait([beating], timeout=5)
+    assert beating.done()
 
 
 HANGS = """
