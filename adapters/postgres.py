@@ -37,7 +37,7 @@ _GONE = (
 FAILURES_MAX = 5
 PAUSE_S = 1.0
 """After so many failures in a row the server is left alone for so long; then one caller asks, others are refused."""
-RELEASE_S = 0.5
+RELEASE_S = 0.75
 """How long a server may take to end a statement that was given up, before its connection is replaced: what is
 cancelled at a stop has time left to answer its caller, or to hand back its message."""
 CLOSE_S = 0.5

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +13,7 @@ import nats
 import pytest
 from nats.aio.client import Client as NatsClient
 from nats.js.errors import ObjectNotFoundError
+from nats.js.object_store import ObjectStore
 
 from tests.gateway import Gateway, Reply, database, gateway, stored_events
 from tests.pictures import description, exif, opened, picture
@@ -47,8 +48,8 @@ async def test_an_uploaded_picture_is_shown_to_everybody_in_two_sizes(dev: Dev, 
         content = await shown(client, other, user_id, size)
         assert opened(content).size == (size, size)
         assert avatar["sizes"][str(size)] == f"{user_id}/{hashlib.sha256(content).hexdigest()}-{size}"
-        stored = await (await client.nc.jetstream().object_store("user-avatars")).get(avatar["sizes"][str(size)])
-        assert stored.data == content
+        store = await client.nc.jetstream().object_store(AVATARS)
+        assert await bytes_of(store, avatar["sizes"][str(size)]) == content
     for viewer in (access, other):
         assert (await client.call("profile.get", access=viewer, userId=user_id)).data["profile"]["avatar"] == avatar
     assert (await client.call("me.get", access=access)).data["profile"]["avatar"] == avatar
@@ -205,7 +206,16 @@ async def test_of_many_uploads_at_once_one_is_shown_and_whole(client: Gateway, s
         assert await objects(client, user_id) == sorted(avatar["sizes"].values())
         store = await client.nc.jetstream().object_store(AVATARS)
         for name in avatar["sizes"].values():
-            assert (await store.get(name)).data
+            assert await bytes_of(store, name)
+
+
+async def bytes_of(store: ObjectStore, name: str) -> bytes:
+    """An object as any client reads it; the library waits without a bound for what its consumer has missed."""
+    for _ in range(3):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                return (await store.get(name)).data or b""
+    raise AssertionError(f"{name} cannot be read")
 
 
 async def test_uploads_have_a_limit_of_their_own(limited_client: Gateway) -> None:

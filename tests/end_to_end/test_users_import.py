@@ -43,7 +43,7 @@ async def _users(house: Dev, *words: str) -> tuple[int, dict[str, Any], str]:
 
 
 async def test_imported_users_sign_in_with_the_passwords_they_had_and_nobody_is_mailed(
-    house: Dev, tmp_path: Path
+    dev: Dev, tmp_path: Path
 ) -> None:
     wanted = [
         _line(language="de", createdAt="2020-02-03T04:05:06Z"),
@@ -53,11 +53,11 @@ async def test_imported_users_sign_in_with_the_passwords_they_had_and_nobody_is_
         _line(passwordHash=None),
     ]
     file = _file(tmp_path / "users.jsonl", wanted)
-    code, dry, _ = await _users(house, "import", str(file), "--dry-run")
+    code, dry, _ = await _users(dev, "import", str(file), "--dry-run")
     assert (code, dry["imported"], dry["refused"]) == (0, 5, 0)
-    code, done, err = await _users(house, "import", str(file))
+    code, done, err = await _users(dev, "import", str(file))
     assert (code, done["imported"], done["refused"]) == (0, 5, 0), err
-    async with gateway(house.ready) as client:
+    async with gateway(dev.ready) as client:
         said = [(await client.call("auth.login", email=line["email"], password=PASSWORD)) for line in wanted]
         assert [reply.code for reply in said] == [
             "OK", "OK", "ACCOUNT_SUSPENDED", "EMAIL_NOT_VERIFIED", "INVALID_CREDENTIALS",
@@ -67,12 +67,12 @@ async def test_imported_users_sign_in_with_the_passwords_they_had_and_nobody_is_
         assert said[1].data["user"]["role"] == "moderator"
 
         async def announced() -> bool:
-            events = await stored_events(house.ready, f"users.events.v1.*.{user['id']}")
+            events = await stored_events(dev.ready, f"users.events.v1.*.{user['id']}")
             return [(event["type"], event["version"]) for event in events][:2] == [
                 ("UserRegistered", 1), ("EmailVerified", 2),
             ]  # fmt: skip
 
-        await eventually(announced, within_s=40, what="the events of an imported user")
+        await eventually(announced, within_s=20, what="the events of an imported user")
         assert not any(client.mails_to(str(line["email"])) for line in wanted)
 
 
