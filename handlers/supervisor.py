@@ -46,7 +46,7 @@ async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, 
         ended = WorkerMetrics(registry).ended
         with suppress(NotWanted):
             async with wanted("the start", unless=stop, within_s=START_S):
-                port = await _serve_pages(stack, settings, registry)
+                port = await _serve_pages(stack, settings, registry, stop=stop)
             log.info("supervising", workers=workers, httpPort=port)
             async with asyncio.TaskGroup() as keepers:
                 kept = [
@@ -57,13 +57,16 @@ async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, 
                 raise Ended(f"{disorderly} of {workers} workers did not end in order")
 
 
-async def _serve_pages(stack: AsyncExitStack, settings: Settings, registry: CollectorRegistry) -> int:
+async def _serve_pages(
+    stack: AsyncExitStack, settings: Settings, registry: CollectorRegistry, *, stop: asyncio.Event
+) -> int:
     """Health and metrics of all, over connections of the supervisor's own; the port."""
 
     async def on_closed() -> None:
-        log.error(
-            "the supervisor has lost NATS for good: its health says so, the workers have connections of their own"
-        )
+        if not stop.is_set():
+            log.error(
+                "the supervisor has lost NATS for good: its health says so, the workers have connections of their own"
+            )
 
     database = await Database.connect(settings.model_copy(update={"pool_min": 1, "pool_max": 2}), name="supervisor")
     stack.push_async_callback(database.close)

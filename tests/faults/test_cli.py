@@ -258,6 +258,8 @@ async def test_workers_are_counted_together_started_again_and_stopped(house: Hou
         assert await run.stop() == 0
         assert time.monotonic() - began < 12
         assert not any(worker.is_running() for worker in alive)
+    told = [json.loads(line) for line in run.log.splitlines() if line.startswith("{")]
+    assert [line["message"] for line in told if line["level"] == "error"] == ["worker ended"]
 
 
 async def test_scrub_names_what_is_not_its_own_to_write_anew(house: House) -> None:
