@@ -38,7 +38,8 @@ class MessageTooLarge(Exception):
 
 
 class SturdyClient(Client):
-    """Three mendings of the library, whose read loop ends over each, while it says that it is connected."""
+    """Mendings of the library. Its read loop ends over three of them, while it says that it is connected; and whoever
+    publishes is not cancelled."""
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
@@ -67,6 +68,15 @@ class SturdyClient(Client):
             log.warning("unreadable headers", error=type(error).__name__)
             return None
         return found
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: ANN401 - the library's own
+        """Who is cancelled while he waits here ends; the library swallows that, and a loop would go on for ever."""
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
+        flushed = await super()._flush_pending(force_flush)
+        if task and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
+        return flushed
 
 
 class AnsweringClient(SturdyClient):

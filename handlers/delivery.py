@@ -358,8 +358,7 @@ async def hand_back(message: Msg) -> None:
 
 async def _beat(message: Msg) -> None:
     """Tell the server that the delivery is in work: only one whose worker has died goes to another."""
-    this = asyncio.current_task()
-    while this and not this.cancelling():  # nats-py may swallow a cancellation: it would beat for ever
+    while True:
         await asyncio.sleep(ACK_WAIT_S / 3)
         with suppress(NatsError):  # a link that is away: the server hands it out again, and the inbox knows it
             await message.in_progress()

@@ -9,7 +9,7 @@ START_S = 30.0
 """A start takes seconds; one that hangs ends, for whoever keeps the process running to start it anew."""
 CANCEL_S = 1.0
 """How long what was cancelled may still tidy up: answer its caller, or hand back its message."""
-# nats-py may swallow a cancellation, and so may `wait_for` before Python 3.12: what goes on is cancelled again.
+# Before Python 3.12 `wait_for`, which nats-py uses, may swallow a cancellation: what goes on is cancelled again.
 _CANCELS_MAX = 5
 _CANCEL_AGAIN_S = 1.0
 

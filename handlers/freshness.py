@@ -77,7 +77,7 @@ class Freshness:
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """To beat, and to tell of what was written, for ever. Not in a group of their own, which cancels them once:
-        nats-py may swallow a cancellation."""
+        a cancellation may be swallowed."""
         return {
             "beat": self._keep_beating(),
             "invalidations": self._tell_everybody(),

@@ -22,11 +22,12 @@ from adapters.settings import Settings
 from adapters.telemetry import WorkerMetrics
 from adapters.worker_figures import fold_in
 from handlers.endings import START_S, Ended, NotWanted, wanted
+from handlers.terminal import WORKER_STOP_S_MAX
 from handlers.vitals import Vitals, http_routes, http_server
 
 log = structlog.get_logger()
 
-STOP_S = 24.0
+STOP_S = WORKER_STOP_S_MAX + 4.0
 """A worker that was asked to end ends itself by force before, and says where it hangs."""
 _IN_ORDER = (0, -signal.SIGTERM)  # the latter before it has begun to listen for signals
 PAUSE_S_MIN, PAUSE_S_MAX = 0.5, 30.0
@@ -38,7 +39,6 @@ async def supervise(settings: Settings, groups: Sequence[str], workers: int, *, 
 
     Raises `Unavailable` when a server does not answer at the start, `Ended` for workers that did not end in order.
     """
-
     async with AsyncExitStack() as stack:
         figures = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="user-service-metrics-")))
         registry = CollectorRegistry()
@@ -93,9 +93,10 @@ async def _keep(groups: Sequence[str], figures: Path, stop: asyncio.Event, numbe
             fold_in(figures, process.pid)
             how = process.returncode
         if stop.is_set():
-            if how not in _IN_ORDER:
+            in_order = how in _IN_ORDER
+            if not in_order:
                 log.error("worker did not end in order", worker=number, exit=how)
-            return how in _IN_ORDER
+            return in_order
         ended.inc()
         pause_s = PAUSE_S_MIN if loop.time() - began > STEADY_S else min(pause_s * 2, PAUSE_S_MAX)
         log.error("worker ended", worker=number, exit=how, startsAgainInS=pause_s)

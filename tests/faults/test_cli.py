@@ -208,7 +208,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytes
     [
         ("trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done", True),
         ("trap '' TERM; echo ready; while :; do sleep 0.1; done", False),
-        ("echo ready; exit 1", False),
+        ("trap 'exit 1' TERM; echo ready; while :; do sleep 0.1; done", False),
     ],
     ids=["ends", "hangs", "fails"],
 )

@@ -34,10 +34,14 @@ class Walk:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     async def timed(self, name: str, sending: Awaitable[Reply]) -> Reply:
+        reply = await self._asked(name, sending)
+        assert reply.ok, (name, reply.body)
+        return reply
+
+    async def _asked(self, name: str, sending: Awaitable[Reply]) -> Reply:
         began = time.perf_counter()
         reply = await sending
         self.seconds.setdefault(name, []).append(time.perf_counter() - began)
-        assert reply.ok, (name, reply.body)
         return reply
 
     async def call(self, name: str, access: str | None = None, **body: str | int) -> Reply:
@@ -45,10 +49,7 @@ class Walk:
         return await self.timed(name, self.client.send(f"users.v1.{name}", json.dumps(body).encode(), headers=headers))
 
     async def _is_ready(self) -> bool:
-        began = time.perf_counter()
-        reply = await self.client.call("health.ready")
-        self.seconds.setdefault("health.ready", []).append(time.perf_counter() - began)
-        return reply.ok
+        return (await self._asked("health.ready", self.client.call("health.ready"))).ok
 
     async def round(self) -> None:
         email = new_email()

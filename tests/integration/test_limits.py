@@ -1,6 +1,7 @@
 """Rate limits on a real server: exact under concurrency, all windows or none, and kept in the process without it."""
 
 import asyncio
+import time
 from dataclasses import replace
 from uuid import uuid4
 
@@ -100,11 +101,12 @@ async def test_giving_back_twice_gives_one(limits: Limits, limits_alone: Limits)
 
 
 async def test_nothing_stays_for_ever(limits: Limits, servers: EmbeddedServers) -> None:
-    window = _window(2, window_s=30)
+    window, began = _window(2, window_s=30), time.monotonic()
     await limits.reserve((window,))
     assert servers.addresses.redis_url is not None
     async with raw_redis.Redis.from_url(servers.addresses.redis_url) as client:
-        assert 20_000 < await client.pttl(window.key) <= 30_000
+        left_ms = await client.pttl(window.key)
+        assert 30_000 - (time.monotonic() - began) * 1000 - 1 <= left_ms <= 30_000
         await limits.reserve((window,))
         await _try(limits, window)
         assert await client.zcard(window.key) == 2
@@ -113,9 +115,10 @@ async def test_nothing_stays_for_ever(limits: Limits, servers: EmbeddedServers) 
 async def test_headers_are_of_the_tightest_window(limits: Limits, limits_alone: Limits) -> None:
     for tried in (limits, limits_alone):
         narrow, wide = _window(3), _window(50)
+        began = time.monotonic()
         seen = await tried.reserve((wide, narrow))
-        headers = dict(seen.headers)
-        assert 50 < int(headers.pop("RateLimit-Reset")) <= 60
+        headers, passed_s = dict(seen.headers), time.monotonic() - began
+        assert 60 - passed_s <= int(headers.pop("RateLimit-Reset")) <= 60
         assert headers == {"RateLimit-Limit": "3", "RateLimit-Remaining": "2"}
         await tried.reserve((wide, narrow))
         await tried.reserve((wide, narrow))
@@ -124,7 +127,7 @@ async def test_headers_are_of_the_tightest_window(limits: Limits, limits_alone: 
         headers = dict(caught.value.headers)
         assert int(headers.pop("RateLimit-Reset")) == caught.value.retry_after_s
         assert headers == {"RateLimit-Limit": "3", "RateLimit-Remaining": "0"}
-        assert 50 < caught.value.retry_after_s <= 60
+        assert 60 - (time.monotonic() - began) <= caught.value.retry_after_s <= 60
 
 
 async def test_switched_off_nothing_is_counted(redis: Redis) -> None:
@@ -134,24 +137,19 @@ async def test_switched_off_nothing_is_counted(redis: Redis) -> None:
     assert (await Limits(redis, enabled=True).reserve(())).headers == {}
 
 
-async def test_while_the_server_is_stopped_the_process_counts(
-    servers: EmbeddedServers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adapters.redis.TIMEOUT_S", 10.0)  # a busy machine is not a server that is away
-    client = Redis(servers.addresses.redis_url)
-    limits, window = Limits(client, enabled=True), _window(20)
+async def test_while_the_server_is_stopped_the_process_counts(servers: EmbeddedServers, redis: Redis) -> None:
+    limits, window = Limits(redis, enabled=True), _window(20)
     await servers.stop_one("valkey")
     try:
         assert await _allowed(limits, 200, window) == 20
-        assert client.is_away
+        assert redis.is_away
         seen = await limits.reserve((_window(3),))
         assert seen.remaining == 2
         await limits.give_back(seen)
     finally:
         await servers.start_one("valkey")
-    await client.ping()
+    await redis.ping()
     assert await _try(limits, window)
-    await client.close()
 
 
 def _lock(tries_max: int = 2, window_s: int = 1, *, refuses: bool = True, owner: str | None = None) -> Window:

@@ -11,10 +11,8 @@ from typing import cast
 
 import pytest
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from adapters.cache import LocalCache, SharedCache
-from handlers import delivery
 from handlers.app import ended_in_order
 from handlers.endings import Ended, Loops, NotWanted, wanted
 from handlers.freshness import Freshness
@@ -155,7 +153,7 @@ async def test_what_is_in_work_is_ended_in_order_also_where_a_loop_dies() -> Non
 
 
 class Swallowing:
-    """Stands in for nats-py, which may swallow a cancellation while it publishes; this one does once."""
+    """Stands in for a client that swallows a cancellation, once."""
 
     is_connected = True
     max_payload = 1024 * 1024
@@ -173,8 +171,6 @@ class Swallowing:
                 raise
             self._has_swallowed = True
 
-    in_progress = publish
-
 
 async def test_a_beat_of_the_bus_ends_where_the_client_swallows_its_end() -> None:
     client = Swallowing()
@@ -185,16 +181,6 @@ async def test_a_beat_of_the_bus_ends_where_the_client_swallows_its_end() -> Non
         for name, loop in freshness.loops().items():
             loops.start(loop, name)
         await client.publishing.wait()
-
-
-async def test_a_delivery_is_not_kept_alive_by_a_beat_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "ACK_WAIT_S", 0.03)
-    message = Swallowing()
-    beating = asyncio.create_task(delivery._beat(cast(Msg, message)))
-    await message.publishing.wait()
-    beating.cancel()
-    await asyncio.wait([beating], timeout=5)
-    assert beating.done()
 
 
 HANGS = """
